@@ -1,0 +1,1 @@
+"""The tests of FlowFabric; shared pieces are imported as `tests.<package>`."""
