@@ -1,0 +1,7 @@
+"""Rules of attempts: they are only read."""
+
+from __future__ import annotations
+
+from flowfabric.rules.projections import attempt_info as info
+
+__all__ = ["info"]

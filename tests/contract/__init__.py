@@ -1,0 +1,1 @@
+"""The contract: ids, states, errors, policies, the manifest."""
