@@ -1,0 +1,1 @@
+"""The SQLite backend. Opened by `flowfabric.backends.connect` only; the rules are its judge."""

@@ -1,0 +1,7 @@
+-- The transaction around a read.
+
+-- name: begin
+BEGIN;
+
+-- name: end
+COMMIT;

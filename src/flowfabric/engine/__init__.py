@@ -1,0 +1,1 @@
+"""The engine: supervised background tasks that make time pass for a store. Safe with several at once."""

@@ -1,0 +1,1 @@
+"""Telemetry: logs, metrics and traces. A leaf: it knows nothing of the engine."""

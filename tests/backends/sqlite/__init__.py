@@ -1,0 +1,1 @@
+"""What is peculiar to SQLite: one file, one writer, several processes."""
