@@ -1,0 +1,1 @@
+"""Tests of the worker SDK, on real stores, servers and processes."""
