@@ -1,0 +1,1 @@
+"""Examples: `code_census` is the job that `make demo` runs, `hello` is the smallest worker."""

@@ -1,0 +1,1 @@
+"""The command line as people meet it: real processes against real servers and stores."""

@@ -1,0 +1,79 @@
+"""Errors: their exit status, that they say what to do, and that no traceback is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import flowfabric
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("list", "--server", NOWHERE), 3, "flowfabric serve"),
+        (("list", "--store", "sqlite:///missing.db"), 2, "there is no store at"),
+        (("list", "--server", "sqlite:///x.db"), 2, "--store sqlite:///x.db"),
+        (("list", "--store", "http://127.0.0.1:9090"), 2, "--server http"),
+        (("list", "--server", NOWHERE, "--store", "sqlite:///x.db"), 2, "not both"),
+        (("list", "--store", "nonsense://x"), 2, "sqlite:///file.db"),
+        (("submit", "k", "--input", "{", "--server", NOWHERE), 2, "is not JSON"),
+        (("submit", "k", "--input", "@missing.json", "--server", NOWHERE), 2, "missing.json"),
+        (("submit", "k", "--tag", "novalue", "--server", NOWHERE), 2, "--tag novalue=VALUE"),
+        (("submit", "k", "--policy", '{"isolation_level": "x"}', "--server", NOWHERE), 2, "isolation_level"),
+        (("list", "--state", "sleepy", "--server", NOWHERE), 2, "waiting, delayed"),
+        (("describe", "zz", "--server", NOWHERE), 2, "not an execution id"),
+        (("worker", "missing.py", "--store", "sqlite:///x.db"), 2, "there is no file missing.py"),
+        (("dev", "missing.py"), 2, "there is no file missing.py"),
+        (("serve", "--listen", "0.0.0.0:9090"), 2, "FF_API_TOKEN"),
+        (("serve", "--retention-ms", "soon"), 2, "retention_ms"),
+        (("admin", "fsck"), 2, "--store"),
+        (("completion", "tcsh"), 2, "bash, zsh, fish"),
+        (("new", ".."), 2, "not an empty folder"),
+        (("lisst",), 2, "list"),
+        (("list", "--limit", "0"), 2, "limit"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_error_has_its_status_and_a_next_step(
+    arguments: tuple[str, ...], status: int, says: str, tmp_path: Path
+) -> None:
+    """A mistake exits with the status of its kind and says what to do, never with a traceback."""
+    done = flowfabric(*arguments, cwd=tmp_path)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_error_is_json_when_asked(tmp_path: Path) -> None:
+    """With --json an error is one JSON document on standard error, with code, message and next step."""
+    done = flowfabric("list", "--server", NOWHERE, "--json", cwd=tmp_path)
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["code"], error["retryable"]) == (3, "unavailable", True)
+    assert error["next"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    """--debug shows where an error arose."""
+    assert "Traceback" in flowfabric("list", "--server", NOWHERE, "--debug", cwd=tmp_path).stderr
+
+
+def test_a_variable_that_would_not_act_is_refused(tmp_path: Path) -> None:
+    """`serve` refuses a published variable that no longer acts or is planned, by name and with the reason."""
+    retired = flowfabric("serve", cwd=tmp_path, variables={"FF_UNBLOCK_INTERVAL_S": "5"})
+    planned = flowfabric("serve", cwd=tmp_path, variables={"FF_POSTGRES_URL": "x"})
+    assert (retired.returncode, planned.returncode) == (2, 2)
+    assert "FF_UNBLOCK_INTERVAL_S no longer acts" in retired.stderr
+    assert "planned" in planned.stderr
+
+
+def test_a_token_never_shows_in_an_error(tmp_path: Path) -> None:
+    """A URL with credentials in it is refused without repeating them."""
+    done = flowfabric("list", "--server", "http://user:topsecret@127.0.0.1:9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "topsecret" not in done.stdout + done.stderr

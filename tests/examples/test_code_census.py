@@ -1,0 +1,109 @@
+"""The demo on a small folder: its totals are right, also when it kills one of its own workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.code_census.census import (
+    Counts,
+    add_up,
+    count_file,
+    differences,
+    fails_first,
+    plain_loop,
+    source_files,
+)
+from tests.cli.running import dev, environment
+from tests.docs.pages import ROOT
+
+TIMEOUT_S = 110
+
+SOURCE = '''
+"""File number {number}."""
+import os
+
+
+class Thing{number}:
+    def method(self, a, b, c, d, e, f, g, h, i, j):
+        # a comment
+        try:
+            return os.name
+        except:
+            return None
+
+
+def long_one():
+{body}
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Some hundred source files of some size, one of which does not parse."""
+    root = tmp_path / "sources"
+    (root / "package").mkdir(parents=True)
+    body = "\n".join(f"    x{line} = {line}" for line in range(2_000))
+    for number in range(150):
+        text = SOURCE.format(number=number, body=body)
+        (root / "package" / f"module_{number}.py").write_text(text, encoding="utf-8")
+    (root / "broken.py").write_text("def broken(:\n", encoding="utf-8")
+    return root
+
+
+def demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the demo to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "examples.code_census", *map(str, arguments)],
+        check=False, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+
+
+def test_totals_hold_when_a_worker_is_killed(folder: Path) -> None:
+    """The demo kills a worker at work, another takes over, and the totals are those of the plain loop."""
+    done = demo(folder, "--lease-ttl", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "with SIGKILL while it held" in done.stdout
+    assert "after the kill" in done.stdout
+    assert "151 files in" in done.stdout
+    assert "the totals are those of the plain loop" in done.stdout
+    failing = sum(fails_first(path) for path in source_files(folder, None))
+    assert failing > 0
+    assert "files failed the first time on purpose" in done.stdout
+
+
+def test_demo_runs_against_a_server(folder: Path, tmp_path: Path) -> None:
+    """The demo does the same over HTTP, with workers that know nothing but the server's URL."""
+    place = tmp_path / "server"
+    place.mkdir()
+    with dev(place) as running:
+        done = demo(folder, "--limit", "40", "--no-kill", "--server", running.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "40 files in" in done.stdout
+
+
+def test_wrong_use_is_told(tmp_path: Path) -> None:
+    """A folder that is none, or too few workers to kill one, is refused before anything starts."""
+    assert "is not a folder" in demo(tmp_path / "missing").stderr
+    assert "--no-kill" in demo(tmp_path, "--workers", "1").stderr
+
+
+def test_census_counts_what_is_there(folder: Path) -> None:
+    """One file's counts are what is in it; a file that does not parse counts as such."""
+    counts = count_file(folder, "package/module_7.py")
+    broken = count_file(folder, "broken.py")
+    assert (counts.parsed, counts.functions, counts.classes, counts.imports) == (1, 2, 1, 1)
+    assert (counts.longest_function, counts.comments) == (2001, 1)
+    assert counts.findings == {"bare_except": 1, "long_function": 1, "many_arguments": 1}
+    assert (broken.parsed, broken.unparsable, broken.findings) == (0, 1, {"unparsable": 1})
+
+
+def test_adding_up_is_the_loop(folder: Path) -> None:
+    """Adding up single files is the plain loop, and a difference is told by name."""
+    paths = source_files(folder, 10)
+    total = add_up(count_file(folder, path) for path in paths)
+    assert differences(total, plain_loop(folder, paths)) == []
+    assert differences(total, total + Counts(lines=1)) == [f"lines: {total.lines} and {total.lines + 1}"]
