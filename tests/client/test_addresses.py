@@ -22,7 +22,10 @@ from flowfabric.contract.errors import Misuse
     ],
 )
 def test_base_paths_stay_and_trailing_slashes_go(url: str, base: str) -> None:
-    """A server's URL may have a base path; a trailing slash makes no difference."""
+    """A server's URL may have a base path; a trailing slash makes no difference.
+
+    Acceptance: trailing-slash-makes-no-difference
+    """
     assert parse_endpoint(url).base == base
 
 

@@ -215,7 +215,10 @@ async def test_a_token_is_asked_for(guarded: Served) -> None:
 
 @pytest.mark.parametrize("token", ["", "a\nb", "ä"])
 def test_odd_tokens_are_refused(token: str) -> None:
-    """A token that could not be sent as a header is refused before anything is sent."""
+    """A token that could not be sent as a header is refused before anything is sent.
+
+    Acceptance: odd-tokens-are-refused
+    """
     with pytest.raises(Misuse, match="printable ASCII"):
         HttpStores("http://127.0.0.1:1", token=token)
 

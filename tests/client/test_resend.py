@@ -153,7 +153,10 @@ async def test_work_under_a_fence_is_re_sent(proxy: CuttingProxy, connect: Conne
 
 
 async def test_what_is_not_repeatable_is_sent_once(proxy: CuttingProxy, connect: Connect) -> None:
-    """A replay whose reply is lost has an unknown outcome, which is said and not made worse."""
+    """A replay whose reply is lost has an unknown outcome, which is said and not made worse.
+
+    Acceptance: client-never-resends-what-is-not-repeatable
+    """
     stores = connect()
     await stores.execution.create(CREATE)
     lease = await claim_one(stores)
@@ -199,7 +202,10 @@ async def test_an_unknown_outcome_is_not_forgotten(proxy: CuttingProxy, connect:
 
 
 async def test_a_busy_server_is_given_the_time_it_asks_for(proxy: CuttingProxy, connect: Connect) -> None:
-    """`Retry-After` is waited for; when it reaches past the deadline, the call ends at once."""
+    """`Retry-After` is waited for; when it reaches past the deadline, the call ends at once.
+
+    Acceptance: client-honours-retry-after
+    """
     loop = asyncio.get_running_loop()
     stores = connect()
     await stores.capabilities()
@@ -217,7 +223,10 @@ async def test_a_busy_server_is_given_the_time_it_asks_for(proxy: CuttingProxy, 
 
 
 async def test_refusals_of_the_domain_are_raised_at_once(proxy: CuttingProxy, connect: Connect) -> None:
-    """A stale lease, or a lane that takes no work now, is an answer: it is not asked for again."""
+    """A stale lease, or a lane that takes no work now, is an answer: it is not asked for again.
+
+    Acceptance: client-never-resends-refusals
+    """
     stores = connect()
     await stores.execution.create(CREATE)
     lease = await claim_one(stores)
@@ -233,7 +242,10 @@ async def test_refusals_of_the_domain_are_raised_at_once(proxy: CuttingProxy, co
 
 
 async def test_nobody_there_is_said_at_once() -> None:
-    """A server that never answered is not waited for; the error says what to start."""
+    """A server that never answered is not waited for; the error says what to start.
+
+    Acceptance: closed-port-is-unavailable
+    """
     loop = asyncio.get_running_loop()
     async with cutting(1) as proxy:
         url = proxy.url

@@ -56,7 +56,7 @@ def _step(name: str, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Step
         st.just(name),
         st.fixed_dictionaries(fields),
         st.sampled_from([0, 0, 0, 0, 1, 1, 2, 5, 99]),
-        st.sampled_from([0, 0, 0, 0, 0, 0, 1, 300, 1_000, 9_000]),
+        st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1, 300, 1_000, 9_000, -60_000]),
         st.booleans(),
     )
 

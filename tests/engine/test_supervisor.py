@@ -9,7 +9,10 @@ from flowfabric.engine.supervisor import Supervisor
 
 
 async def test_a_crashed_task_is_started_again() -> None:
-    """A task that raises is restarted after a pause, and the other tasks go on."""
+    """A task that raises is restarted after a pause, and the other tasks go on.
+
+    Acceptance: crashed-engine-task-restarts
+    """
     runs: list[str] = []
     again = asyncio.Event()
 

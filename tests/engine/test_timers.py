@@ -74,7 +74,10 @@ async def test_a_round_serves_everything_that_is_due(backend: Backend, clock: Ma
 
 
 async def test_the_engine_wakes_at_the_nearest_instant(backend: Backend, clock: ManualClock) -> None:
-    """A running engine serves a timer when its instant comes, without a poll in between."""
+    """A running engine serves a timer when its instant comes, without a poll in between.
+
+    Acceptance: engine-wakes-at-the-nearest-instant
+    """
     engine = Engine(backend)
     await engine.start()
     execution_id = await _delayed(backend, 60_000)
@@ -100,7 +103,10 @@ async def test_an_earlier_timer_wakes_a_sleeping_engine(backend: Backend, clock:
 
 
 async def test_two_engines_on_one_store_do_no_harm(backend: Backend, clock: ManualClock) -> None:
-    """Several engines serve the same timers once each: nothing is promoted twice and nothing is lost."""
+    """Several engines serve the same timers once each: nothing is promoted twice and nothing is lost.
+
+    Acceptance: several-engines-do-no-harm
+    """
     engines = [Engine(backend), Engine(backend)]
     for engine in engines:
         await engine.start()

@@ -20,7 +20,10 @@ async def test_open_without_token(guarded: Site, path: str) -> None:
 
 @pytest.mark.parametrize("path", CLOSED)
 async def test_closed_without_token(guarded: Site, path: str) -> None:
-    """Everything with data, metrics included, needs the token."""
+    """Everything with data, metrics included, needs the token.
+
+    Acceptance: data-and-metrics-need-the-token
+    """
     assert (await guarded.get(path)).status == 200
     guarded.headers = {}
     reply = await guarded.get(path)
@@ -99,7 +102,10 @@ async def test_listed_origin(start: Start) -> None:
 
 
 async def test_preflight(start: Start) -> None:
-    """A preflight needs no token, and names methods and headers."""
+    """A preflight needs no token, and names methods and headers.
+
+    Acceptance: cors-preflight-names-methods-and-headers
+    """
     site = await start({"FF_CORS_ORIGINS": "https://a.example", "FF_API_TOKEN": TOKEN})
     site.headers = {}
     asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
@@ -113,7 +119,10 @@ async def test_preflight(start: Start) -> None:
 
 
 async def test_every_origin(start: Start) -> None:
-    """With `*` every origin is allowed."""
+    """With `*` every origin is allowed.
+
+    Acceptance: cors-wildcard-allows-every-origin
+    """
     site = await start({"FF_CORS_ORIGINS": "*"})
     reply = await site.get("/v1/lanes", {"origin": "https://anything.example"})
     assert reply.headers["access-control-allow-origin"] == "*"

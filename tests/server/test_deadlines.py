@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from contextlib import AsyncExitStack
 
@@ -10,7 +11,7 @@ import pytest
 
 from flowfabric.server.protocol import Deadlines
 from tests.server.conftest import Start
-from tests.server.talking import PATIENCE_S, Reply, Socket, connected
+from tests.server.talking import PATIENCE_S, Reply, Socket, connected, until
 
 SLOW_SOCKETS = 500
 HEAD = b"POST /v1/executions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
@@ -33,13 +34,11 @@ async def timed_out(bare: Socket) -> Reply:
 
 async def trickle(bare: Socket, data: bytes) -> None:
     """Send bytes one by one until the connection ends."""
-    try:
+    with contextlib.suppress(ConnectionError):
         for index in range(len(data)):
             bare.writer.write(data[index : index + 1])
             await bare.writer.drain()
-            await asyncio.sleep(0.01)
-    except ConnectionError:
-        return
+            await asyncio.sleep(0.01)  # sleeps: the pace of the client that is tested
 
 
 async def test_silent_from_the_start(start: Start) -> None:
@@ -122,7 +121,8 @@ async def test_client_that_does_not_read(start: Start, *, reads: bool) -> None:
         await loop.sock_connect(client, site.address)
         await loop.sock_sendall(client, head + b"content-length: %d\r\n\r\n%b" % (len(body), body))
         if not reads:
-            await asyncio.sleep(1.5)  # sleeps: the server looks every half second whether anything was read
+            await until(lambda: site.application.load.connections == 1)
+            await until(lambda: site.application.load.connections == 0)
         got = 0
         try:
             async with asyncio.timeout(PATIENCE_S):

@@ -29,7 +29,10 @@ def _path(route: Any) -> str:
 
 @pytest.mark.parametrize(("route", "body_max"), BOUNDED)
 async def test_body_bound(site: Site, route: Any, body_max: int) -> None:
-    """A body of exactly the operation's bound is read; one byte more is 413 with the bound."""
+    """A body of exactly the operation's bound is read; one byte more is 413 with the bound.
+
+    Acceptance: body-over-its-limit-is-413
+    """
     fits = await site.send(route.method, _path(route), data=b"{}" + b" " * (body_max - 2))
     assert fits.status != 413
     over = await site.send(route.method, _path(route), data=b"{}" + b" " * (body_max - 1))
@@ -38,7 +41,10 @@ async def test_body_bound(site: Site, route: Any, body_max: int) -> None:
 
 
 async def test_body_bound_without_length(site: Site) -> None:
-    """A chunked body is cut off as soon as it passes the bound, however much would follow."""
+    """A chunked body is cut off as soon as it passes the bound, however much would follow.
+
+    Acceptance: chunked-body-over-the-limit-is-413
+    """
     async with connected(site) as socket:
         socket.write(b"PUT /v1/lanes/a/state HTTP/1.1\r\n%b\r\n" % CHUNKED)
         chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
@@ -58,7 +64,10 @@ async def test_chunked_body_within_bound(site: Site) -> None:
 
 
 async def test_declared_length_over_bound(site: Site) -> None:
-    """A declared length over the bound is refused before a byte of the body arrives."""
+    """A declared length over the bound is refused before a byte of the body arrives.
+
+    Acceptance: declared-length-over-the-limit-is-413
+    """
     head = b"POST /v1/executions HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999\r\n\r\n"
     reply = await ask(site, head)
     assert (reply.status, reply.code) == (413, "payload_too_large")

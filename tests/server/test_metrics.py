@@ -46,7 +46,10 @@ async def value(site: Site, name: str, **labels: str) -> float:
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 async def test_published_names(site: Site, name: str) -> None:
-    """Every published name is there from the start, with its type."""
+    """Every published name is there from the start, with its type.
+
+    Acceptance: metrics-are-published
+    """
     text = (await site.get("/metrics")).body.decode()
     assert re.search(rf"^# TYPE {name} (counter|histogram)$", text, re.MULTILINE)
 
@@ -63,7 +66,10 @@ async def test_requests_are_counted_by_template(site: Site) -> None:
 
 
 async def test_operations_are_counted_by_outcome(site: Site) -> None:
-    """Operations are counted by name and outcome code, and timed."""
+    """Operations are counted by name and outcome code, and timed.
+
+    Acceptance: operations-are-counted-by-outcome
+    """
     labels = {"op": "execution.create"}
     good = await value(site, "ff_operations_total", **labels, outcome="ok")
     bad = await value(site, "ff_operations_total", **labels, outcome="invalid_body")

@@ -70,7 +70,10 @@ async def test_deep_input_is_the_users(site: Site) -> None:
 
 
 async def test_unknown_things(site: Site) -> None:
-    """What is not there is 404 with the code of what was looked for."""
+    """What is not there is 404 with the code of what was looked for.
+
+    Acceptance: unknown-things-are-404
+    """
     path = f"{CREATE}/{quote(UNKNOWN, safe='')}"
     problem(await site.get(path), 404, "execution_not_found")
     found = f"{CREATE}/{quote(await site.create(), safe='')}"
@@ -109,7 +112,10 @@ async def test_query_fields(site: Site) -> None:
 
 
 async def test_damage_gives_nothing_away(tmp_path: Path) -> None:
-    """A damaged record is a 500 with a code and a request id, without a stack or what was stored; the rest goes on."""
+    """A damaged record is a 500 with a code and a request id, without a stack or what was stored; the rest goes on.
+
+    Acceptance: damage-is-reported-never-defaulted
+    """
     file = tmp_path / "store.db"
     backend = await backends.connect(f"sqlite:///{file}")
     settings = ServerSettings.load({}, listen="127.0.0.1:0")

@@ -23,7 +23,10 @@ ROUTES = [
 
 @pytest.mark.parametrize(("operation", "route"), ROUTES)
 async def test_every_route_is_there(site: Site, operation: Any, route: Any) -> None:
-    """Every declared route leads to its operation: it answers it, or refuses it with a code of its own."""
+    """Every declared route leads to its operation: it answers it, or refuses it with a code of its own.
+
+    Acceptance: every-route-leads-to-its-operation
+    """
     path = route.path.replace("{execution_id}", quote(EXECUTION, safe="")).replace("{attempt_index}", "0")
     for name in route.fields:
         path = path.replace(f"{{{name}}}", "name")
@@ -36,7 +39,10 @@ async def test_every_route_is_there(site: Site, operation: Any, route: Any) -> N
 
 
 async def test_life_of_an_execution(site: Site) -> None:
-    """An execution can be created, claimed, worked on and read over HTTP alone."""
+    """An execution can be created, claimed, worked on and read over HTTP alone.
+
+    Acceptance: whole-life-over-http
+    """
     created = await site.post("/v1/executions", {"kind": "k", "input": {"n": 1}, "idempotency_key": "a"})
     assert (created.status, created.json["status"]) == (201, "created")
     again = await site.post("/v1/executions", {"kind": "k", "input": {"n": 1}, "idempotency_key": "a"})
@@ -62,7 +68,10 @@ async def test_life_of_an_execution(site: Site) -> None:
 
 
 async def test_braces_need_no_encoding(site: Site) -> None:
-    """Ids work in paths as they are and percent-encoded; an encoded slash stays in its segment."""
+    """Ids work in paths as they are and percent-encoded; an encoded slash stays in its segment.
+
+    Acceptance: ids-in-paths-encoded-or-not
+    """
     execution_id = await site.create()
     plain = await ask(site, f"GET /v1/executions/{execution_id} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
     encoded = await site.get(f"/v1/executions/{quote(execution_id, safe='')}")
@@ -75,7 +84,10 @@ async def test_braces_need_no_encoding(site: Site) -> None:
 
 
 async def test_payload_bytes_survive(site: Site) -> None:
-    """Bytes that are no JSON go in and come out by base64; JSON comes out as the bytes that went in."""
+    """Bytes that are no JSON go in and come out by base64; JSON comes out as the bytes that went in.
+
+    Acceptance: payload-bytes-survive-http
+    """
     data = bytes(range(256))
     body = {"kind": "k", "input_base64": base64.b64encode(data).decode(), "content_type": "image/png"}
     created = await site.post("/v1/executions", body)

@@ -41,7 +41,10 @@ async def post(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -
 
 
 async def test_one_after_the_other() -> None:
-    """Servers of one process follow each other without a trace, each with a store of its own."""
+    """Servers of one process follow each other without a trace, each with a store of its own.
+
+    Acceptance: servers-of-one-process-do-not-interfere
+    """
     for _ in range(2):
         async with running(MEMORY) as url, aiohttp.ClientSession() as session:
             async with session.get(f"{url}/v1/executions") as response:
@@ -86,7 +89,10 @@ async def test_store_of_the_caller() -> None:
 
 
 async def test_engine_runs() -> None:
-    """A server runs the store's timers: delayed work reaches a claim that waits for it."""
+    """A server runs the store's timers: delayed work reaches a claim that waits for it.
+
+    Acceptance: delayed-is-promoted-by-the-running-engine
+    """
     clock = ManualClock()
     backend = await backends.connect(MEMORY, clock=clock)
     try:

@@ -388,7 +388,10 @@ def test_origins(text: str) -> None:
      "https://a.org:443", "http://a.org:80", "https://a.org https://b.org", "https://a.org,*", "https://*.a.org"],
 )  # fmt: skip
 def test_refused_origins(text: str) -> None:
-    """What a browser would never send as an origin is refused, so is * beside others."""
+    """What a browser would never send as an origin is refused, so is * beside others.
+
+    Acceptance: invalid-origins-refuse-to-start
+    """
     assert "FF_CORS_ORIGINS" in str(refused({"FF_CORS_ORIGINS": text}))
 
 

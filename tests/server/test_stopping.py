@@ -38,7 +38,10 @@ async def test_readiness(site: Site) -> None:
 
 
 async def test_waits_end_when_stopping(site: Site) -> None:
-    """Waits end at once: they answer what they have, or that the caller should come again."""
+    """Waits end at once: they answer what they have, or that the caller should come again.
+
+    Acceptance: waits-end-when-stopping
+    """
     tails = await _tails(site, TAILS)
     body = {"worker_instance": "w-1", "lanes": ["empty"], "wait_ms": 30_000}
     claim = asyncio.create_task(site.post("/v1/workers/w/claim", body))
@@ -72,7 +75,10 @@ async def test_events_end_when_stopping(site: Site) -> None:
 
 @pytest.mark.parametrize("waiting", [0, TAILS])
 async def test_stop_is_prompt(waiting: int) -> None:
-    """A server stops long before its grace is over, also with 16 tails and as many followers waiting."""
+    """A server stops long before its grace is over, also with 16 tails and as many followers waiting.
+
+    Acceptance: shutdown-under-tails-is-prompt
+    """
     backend = await backends.connect(MEMORY)
     loop = asyncio.get_running_loop()
     try:

@@ -126,7 +126,10 @@ async def test_wait_bounds(site: Site, wait_ms: Any) -> None:
 
 
 async def test_waits_hold_no_thread(site: Site) -> None:
-    """A hundred waiting tails need no more threads than one, and hold up nobody."""
+    """A hundred waiting tails need no more threads than one, and hold up nobody.
+
+    Acceptance: waits-hold-no-thread
+    """
     execution_id = await site.create()
     path = f"{path_of(execution_id)}/stream/tail?wait_ms=30000"
     first = await in_background(site, "GET", path)
@@ -143,7 +146,10 @@ async def test_waits_hold_no_thread(site: Site) -> None:
 
 
 async def test_bound_on_waits(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One wait more than the server holds is told to come back, with the time to wait."""
+    """One wait more than the server holds is told to come back, with the time to wait.
+
+    Acceptance: waits-over-the-limit-are-429
+    """
     monkeypatch.setattr(waiting, "WAITS_MAX", 2)
     path = f"{path_of(await site.create())}/result?wait_ms=30000"
     held = [asyncio.create_task(site.get(path)) for _ in range(2)]
@@ -159,7 +165,10 @@ async def test_bound_on_waits(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_bound_on_stream_reads(start: Start) -> None:
-    """Stream reads at once are bounded by their setting; tails that wait are not counted among them."""
+    """Stream reads at once are bounded by their setting; tails that wait are not counted among them.
+
+    Acceptance: stream-reads-over-the-limit-are-429
+    """
     site = await start({"FF_MAX_CONCURRENT_STREAM_OPS": "1"})
     path = path_of(await site.create())
     async with site.application.load.stream_read():

@@ -117,7 +117,10 @@ async def test_streams_are_written_and_read(backend: Backend, rig: Rig) -> None:
 
 
 async def test_capacity_is_checked_before_anything_is_asked(backend: Backend, rig: Rig) -> None:
-    """A full worker refuses before it touches a grant, which stays good for later."""
+    """A full worker refuses before it touches a grant, which stays good for later.
+
+    Acceptance: worker-at-capacity-keeps-the-grant
+    """
     await rig.submit("first")
     async with client(backend, instance="w-1", max_concurrent=1) as worker:
         task = await worker.claim_next()
@@ -146,7 +149,10 @@ async def test_capacity_is_checked_before_anything_is_asked(backend: Backend, ri
 
 
 async def test_a_grant_is_asked_for_and_used(backend: Backend, rig: Rig) -> None:
-    """claim_via_grant asks the store for a grant and uses it, for first claims and resumed attempts alike."""
+    """claim_via_grant asks the store for a grant and uses it, for first claims and resumed attempts alike.
+
+    Acceptance: granted-resume-falls-back-to-the-attempt
+    """
     async with client(backend) as worker:
         assert await worker.claim_via_grant("default") is None
         execution_id = await rig.submit("any")
@@ -216,7 +222,10 @@ async def test_leases_are_renewed_in_the_background(backend: Backend, rig: Rig) 
 
 @pytest.mark.parametrize("cut", [Cut.REPLY, Cut.REQUEST])
 async def test_an_end_can_be_repeated_after_a_transport_error(cut: Cut) -> None:
-    """When the reply of complete is lost for good, the same task object completes again and gets the first answer."""
+    """When the reply of complete is lost for good, the same task object completes again and gets the first answer.
+
+    Acceptance: repeatable-end-after-a-transport-error
+    """
     async with opened() as (rig, backend), running(backend, engine=False) as url:
         port = int(url.rpartition(":")[2])
         async with cutting(port) as proxy:

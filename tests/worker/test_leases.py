@@ -84,7 +84,10 @@ async def cancel(backend: Backend, execution_id: Any) -> None:
 async def test_an_operators_cancel_reaches_the_handler_within_a_renewal(
     backend: Backend, rig: Rig, task: Any
 ) -> None:
-    """A cancelled execution's handler is cancelled within a third of the lease's life, and told why."""
+    """A cancelled execution's handler is cancelled within a third of the lease's life, and told why.
+
+    Acceptance: cancel-reaches-the-handler
+    """
     async with Worker(backend, app, lease_ttl=TTL_S) as worker:
         execution_id = await rig.submit(task)
         await until(lambda: len(seen) == 1)

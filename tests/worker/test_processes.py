@@ -140,7 +140,10 @@ async def test_sigint_twice_hurries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("through", ["store", "server"])
 async def test_a_killed_workers_execution_is_taken_over(tmp_path: Path, through: str) -> None:
-    """After kill -9 the lease runs out and another worker finishes the execution: once, as a new attempt."""
+    """After kill -9 the lease runs out and another worker finishes the execution: once, as a new attempt.
+
+    Acceptance: killed-worker-is-taken-over
+    """
     store = f"sqlite:///{tmp_path}/a.db"
     async with opened(store) as (rig, backend), running(backend, engine=False) as server:
         url = store if through == "store" else server

@@ -93,7 +93,9 @@ BEST_EFFORT_FRAMES_MIN: Final = 64
 BEST_EFFORT_FRAMES_MAX: Final = 16_384
 BEST_EFFORT_RATE_ALPHA: Final = 0.2
 STREAM_OPERATIONS_DEFAULT: Final = 64
-"""Concurrent stream reads that hold a store reader; waiting tails hold none."""
+"""Concurrent stream reads that a server serves unless told otherwise; waiting tails do not count."""
+STREAM_READS_QUEUED_MAX: Final = 1_024
+"""Stream reads that may queue for a store's readers in one process."""
 
 # Workers and lanes
 LIVENESS_TTL_DEFAULT_MS: Final = 60_000

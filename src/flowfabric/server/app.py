@@ -26,7 +26,7 @@ from flowfabric.contract.errors import (
 from flowfabric.contract.execution import ResultCompleted
 from flowfabric.contract.lease import LeaseClaim, LeaseRelease, LeasesClaimed
 from flowfabric.contract.manifest import Operation
-from flowfabric.server import openapi, pages, sse
+from flowfabric.server import counting, openapi, pages, sse
 from flowfabric.server.answers import JSON, NO_STORE, Answer, of_error, send_answer
 from flowfabric.server.requests import ClientGone, Guard, Headers, Receive, Scope, Send, body_of, query_of
 from flowfabric.server.routing import Endpoint, Router
@@ -166,7 +166,8 @@ class Application:
         if operation.concept == "stream" and operation.paging:
             async with self.load.stream_read():
                 return await call(command)
-        return await call(command)
+        count = counting.COUNTERS.get(operation.name)
+        return await (call(command) if count is None else count(call(command), command))
 
     async def _hand_back(self, claimed: LeasesClaimed) -> None:
         """Return what was leased to a client that has gone away meanwhile."""

@@ -60,12 +60,11 @@ class Connections:
         self.load = load
         self.most = most
         self.deadlines = deadlines if deadlines is not None else Deadlines()
-        self.open = 0
         self.lingering = 0
 
     def is_full(self) -> bool:
         """Say whether another connection would be one too many."""
-        return self.open - self.load.waits >= self.most
+        return self.load.connections - self.load.waits >= self.most
 
 
 def protocol_for(connections: Connections) -> type[HttpToolsProtocol]:
@@ -94,9 +93,9 @@ class _DeadlineProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _LOG
-        self.timeout_keep_alive = self.shared.deadlines.idle_s  # pyright: ignore[reportAttributeAccessIssue] - given to call_later
         self._deadline_at: float | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
+        self._idle = False
         self._stall_timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._header_bytes = 0
@@ -117,13 +116,13 @@ class _DeadlineProtocol(HttpToolsProtocol):
                 ResourceExhausted("the server has as many connections as it takes", retry_after_ms=1_000)
             )
             return
-        self.shared.open += 1
+        self.shared.load.connections += 1
         self._counted = True
         self._expect(self.shared.deadlines.headers_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._counted:
-            self.shared.open -= 1
+            self.shared.load.connections -= 1
             self._counted = False
         if self._lingering:
             self.shared.lingering -= 1
@@ -131,7 +130,6 @@ class _DeadlineProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._deadline_timer = self._stall_timer = None
-        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -163,9 +161,6 @@ class _DeadlineProtocol(HttpToolsProtocol):
             self._stall_timer.cancel()
             self._stall_timer = None
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._end()
-
     def shutdown(self) -> None:
         """Close an idle connection; let a request that is under way end with the connection."""
         cycle: Any = self.cycle
@@ -178,7 +173,7 @@ class _DeadlineProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._request_unfinished = True
-        if self._deadline_at is None:
+        if self._deadline_at is None or self._idle:
             self._expect(self.shared.deadlines.headers_s)
         super().on_message_begin()
 
@@ -200,10 +195,17 @@ class _DeadlineProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
         if self.cycle.response_complete and self.cycle.more_body:
             self._end()
-        if not self._lingering:
-            super().on_response_complete()
+        if self._lingering or self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        elif not self._request_unfinished:
+            self._expect(self.shared.deadlines.idle_s, idle=True)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""
@@ -211,11 +213,12 @@ class _DeadlineProtocol(HttpToolsProtocol):
 
     # Deadlines and endings -----------------------------------------------------------------------------------------
 
-    def _expect(self, seconds: float) -> None:
-        """Let the part of the request that is on its way take this long.
+    def _expect(self, seconds: float, *, idle: bool = False) -> None:
+        """Let the part of the request that is on its way, or the pause before the next, take this long.
 
         One timer serves all deadlines: it looks at the present one when it fires, and is set anew only to fire earlier.
         """
+        self._idle = idle
         deadline_at = self._deadline_at = self.loop.time() + seconds
         timer = self._deadline_timer
         if timer is not None:
@@ -231,6 +234,8 @@ class _DeadlineProtocol(HttpToolsProtocol):
         left = self._deadline_at - self.loop.time()
         if left > 0:
             self._deadline_timer = self.loop.call_later(left, self._look)
+        elif self._idle:
+            self._end()
         else:
             self._refuse(RequestTimeout())
 
@@ -259,7 +264,6 @@ class _DeadlineProtocol(HttpToolsProtocol):
         """
         if self._lingering or self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
         if self._request_unfinished and self.shared.lingering < LINGERING_MAX:
             self._lingering = True
             self._body_bytes = 0

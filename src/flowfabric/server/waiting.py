@@ -17,11 +17,13 @@ DRAINING: Final = "the server is shutting down"
 
 
 class Load:
-    """How busy the server is: stream reads, long waits, and whether it is draining."""
+    """How busy the server is: connections, stream reads, long waits, and whether it is draining."""
 
     def __init__(self, stream_operations: int) -> None:
         self._stream_operations = stream_operations
         self._reading = 0
+        self.connections = 0
+        """Open connections, those that wait included."""
         self.waits = 0
         """Long waits in progress; their connections are not counted against the connection limit."""
         self.draining = asyncio.Event()

@@ -120,6 +120,11 @@ def attempt_ended(lane: str, outcome: str) -> None:
     ATTEMPTS.labels(lane_label(lane), outcome).inc()
 
 
+def grant_used(lane: str, seconds: float) -> None:
+    """Count the use of a grant and its time."""
+    CLAIM_SECONDS.labels(lane_label(lane)).observe(seconds)
+
+
 def worker_at_capacity() -> None:
     """Count a grant refused because the worker was full."""
     AT_CAPACITY.inc()

@@ -156,7 +156,10 @@ async def test_closing_ends_every_wait() -> None:
 
 
 async def test_many_tails_see_a_frame_and_the_end(store: SqliteBackend) -> None:
-    """Every tail on an execution wakes for a frame, and again for the end; waiting ones hold no reader."""
+    """Every tail on an execution wakes for a frame, and again for the end; waiting ones hold no reader.
+
+    Acceptance: waiting-tails-hold-no-reader
+    """
     execution_id = await create(store)
     (taken,) = await claim(store)
 

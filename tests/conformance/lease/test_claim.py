@@ -279,6 +279,15 @@ async def test_a_repeated_claim_does_not_return_expired_leases(world: World) -> 
     assert again.lease_id != lease.lease_id
 
 
+async def test_a_claim_id_is_the_workers_own(world: World) -> None:
+    """Another worker that uses the same claim id gets work of its own, never somebody else's leases."""
+    for _ in range(2):
+        await world.create()
+    (mine,) = await world.claim("a", claim_id=OTHER_UUID)
+    (other,) = await world.claim("b", claim_id=OTHER_UUID)
+    assert other.execution_id != mine.execution_id
+
+
 async def test_an_empty_answer_is_not_remembered(world: World) -> None:
     """A claim id that found nothing may find something the next time."""
     assert await world.claim(claim_id=OTHER_UUID) == ()

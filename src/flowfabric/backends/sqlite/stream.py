@@ -93,7 +93,7 @@ class SqliteStreams:
 
     async def _limited(self, read: Callable[[], Awaitable[FramePage]]) -> FramePage:
         """Refuse more reads at once than the readers can serve soon; tails that wait do not count."""
-        if self._reading >= limits.STREAM_OPERATIONS_DEFAULT:
+        if self._reading >= limits.STREAM_READS_QUEUED_MAX:
             raise ResourceExhausted("too many stream reads at once: try again shortly", retry_after_ms=25)
         self._reading += 1
         try:
