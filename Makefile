@@ -40,7 +40,7 @@ check: $(VENV)/.dev ## Run formatter, linter, types, layers, spelling and the ar
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/codespell
 	$(PY) -m pytest -q tests/architecture
 

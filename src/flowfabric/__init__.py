@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from flowfabric.version import VERSION
+
 if TYPE_CHECKING:
     from flowfabric.client.blocking import BlockingClient, BlockingRun, connect_sync
     from flowfabric.client.connecting import connect
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     )
     from flowfabric.worker import App, Context, PermanentError, RetryableError
 
-__version__: Final = "0.1.0"
+__version__: Final = VERSION
 
 __all__ = [
     "App",

@@ -6,6 +6,7 @@ To add a backend, add a row to `STORES`: no test changes.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,10 @@ import pytest
 
 from flowfabric import backends
 from flowfabric.backends.clock import ManualClock
+from flowfabric.client.http import HttpStores
 from flowfabric.contract.backend import Backend
+from flowfabric.server.run import listening
+from flowfabric.server.settings import ServerSettings
 from tests.conformance.world import START_MS, World
 
 STORES: Final[dict[str, Callable[[Path], str]]] = {
@@ -22,6 +26,9 @@ STORES: Final[dict[str, Callable[[Path], str]]] = {
 }
 """How to open each store under test, given a folder of its own."""
 
+REMOTE: Final = "remote"
+"""Not another store but another way to the first one: through a server and the client that talks to it."""
+
 
 @pytest.fixture
 def clock() -> ManualClock:
@@ -29,33 +36,49 @@ def clock() -> ManualClock:
     return ManualClock(start_ms=START_MS)
 
 
-@pytest.fixture(params=STORES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """How to open the store under test."""
-    return STORES[request.param](tmp_path)
+@pytest.fixture(params=[*STORES, REMOTE])
+def access(request: pytest.FixtureRequest) -> str:
+    """Which store is under test, or that it is reached through a server."""
+    return request.param
 
 
-@pytest.fixture
-async def backend(url: str, clock: ManualClock) -> AsyncIterator[Backend]:
-    """An empty store; after the test every stored invariant must hold."""
-    store = await backends.connect(url, clock=clock)
+@asynccontextmanager
+async def opened(access: str, folder: Path, clock: ManualClock) -> AsyncIterator[World]:
+    """Open an empty store; through a server, if that is how it is to be reached."""
+    url = STORES.get(access, next(iter(STORES.values())))(folder)
+    backend = await backends.connect(url, clock=clock)
     try:
-        yield store
-        report = await store.maintenance.fsck()
-        assert not report.findings, report.findings
+        if access != REMOTE:
+            yield World(backend, clock)
+            return
+        settings = ServerSettings.load({}, listen="127.0.0.1:0")
+        async with listening(backend, settings) as (server, _):
+            stores = HttpStores(server.url)
+            try:
+                yield World(backend, clock, stores)
+            finally:
+                await stores.close()
     finally:
-        await store.close()
+        await backend.close()
 
 
 @pytest.fixture
-def world(backend: Backend, clock: ManualClock) -> World:
-    """The store, its clock, and short ways to use them."""
-    return World(backend, clock)
+async def world(access: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
+    """A store, its clock, and short ways to use them; after the test every stored invariant must hold."""
+    async with opened(access, tmp_path, clock) as found:
+        yield found
+        report = await found.backend.maintenance.fsck()
+        assert not report.findings, report.findings
 
 
 @pytest.fixture
-async def closing(url: str, clock: ManualClock) -> AsyncIterator[World]:
+def backend(world: World) -> Backend:
+    """The store itself."""
+    return world.backend
+
+
+@pytest.fixture
+async def closing(access: str, tmp_path: Path, clock: ManualClock) -> AsyncIterator[World]:
     """A store for tests that close it themselves; nothing is checked afterwards."""
-    store = await backends.connect(url, clock=clock)
-    yield World(store, clock)
-    await store.close()
+    async with opened(access, tmp_path, clock) as found:
+        yield found

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from flowfabric.backends.clock import ManualClock
-from flowfabric.contract.backend import Backend
+from flowfabric.contract.backend import Backend, Stores
 from flowfabric.contract.errors import FlowFabricError, Refused
 from flowfabric.contract.execution import ExecutionSnapshot
 from flowfabric.contract.ids import ExecutionId
@@ -136,15 +136,17 @@ def frame(sequence: int, data: bytes = b"1", **fields: Any) -> FrameInput:
 class World:
     """A store, its clock, and what tests do with them."""
 
-    def __init__(self, backend: Backend, clock: ManualClock) -> None:
+    def __init__(self, backend: Backend, clock: ManualClock, stores: Stores | None = None) -> None:
+        """Use the backend's own stores, or others that lead to it."""
+        through: Stores = stores if stores is not None else backend
         self.backend: Final = backend
         self.clock: Final = clock
-        self.execution: Final = Calls("execution", backend.execution)
-        self.lease: Final = Calls("lease", backend.lease)
-        self.attempt: Final = Calls("attempt", backend.attempt)
-        self.stream: Final = Calls("stream", backend.stream)
-        self.worker: Final = Calls("worker", backend.worker)
-        self.lane: Final = Calls("lane", backend.lane)
+        self.execution: Final = Calls("execution", through.execution)
+        self.lease: Final = Calls("lease", through.lease)
+        self.attempt: Final = Calls("attempt", through.attempt)
+        self.stream: Final = Calls("stream", through.stream)
+        self.worker: Final = Calls("worker", through.worker)
+        self.lane: Final = Calls("lane", through.lane)
 
     def call(
         self, name: str, subject: Lease | str | None = None, /, **fields: Any

@@ -14,7 +14,6 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from flowfabric import __version__
 from flowfabric.client import resend
 from flowfabric.client.endpoint import parse_endpoint
 from flowfabric.client.following import follow_by_polling
@@ -39,6 +38,7 @@ from flowfabric.contract.operations import OPERATIONS, Operation
 from flowfabric.contract.stream import FramePage, StreamStore, StreamTail
 from flowfabric.contract.worker import WorkerStore
 from flowfabric.telemetry import trace
+from flowfabric.version import VERSION
 
 TIMEOUT_S: Final = 30.0
 """How long a call may take in all, re-sending included; long waits come on top."""
@@ -108,7 +108,7 @@ class HttpStores:
         self._transport: Transport = Transport(
             parse_endpoint(url),
             token=token,
-            user_agent=f"flowfabric/{__version__}",
+            user_agent=f"flowfabric/{VERSION}",
             reply_bytes_max=reply_bytes_max,
             trust_environment=trust_environment,
         )

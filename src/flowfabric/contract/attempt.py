@@ -9,7 +9,7 @@ import msgspec
 from flowfabric.contract import ids, limits
 from flowfabric.contract.errors import AttemptNotFound, ExecutionNotFound, InvalidInput
 from flowfabric.contract.ids import AttemptId, ExecutionId, LeaseId, WorkerId, WorkerInstance
-from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation
+from flowfabric.contract.manifest import reading
 from flowfabric.contract.states import AttemptRecordState, AttemptType, FailureClass, StreamClosedReason
 
 
@@ -113,22 +113,16 @@ class AttemptPage(msgspec.Struct, frozen=True, kw_only=True):
 class AttemptStore(Protocol):
     """Reads of attempts."""
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/attempts/{attempt_index}",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound, AttemptNotFound),
     )
     async def describe(self, command: AttemptDescribe) -> AttemptInfo:
         """Read one attempt: when it ran, who ran it, how it ended."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/attempts",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
         paging=True,
     )

@@ -95,7 +95,7 @@ from flowfabric.contract.execution_records import (
     Waiting,
 )
 from flowfabric.contract.lease import FENCED
-from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation
+from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation, reading
 
 __all__ = [
     "AttemptSummary",
@@ -202,55 +202,40 @@ class ExecutionStore(Protocol):
         """Create up to 1,000 executions in one call; every item has its own outcome."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/describe",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
     )
     async def describe(self, command: ExecutionDescribe) -> ExecutionSnapshot:
         """Read everything about an execution but its payloads, and why it is not running if it is not."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
     )
     async def read_info(self, command: ExecutionReadInfo) -> ExecutionInfo:
         """Read the short record of an execution."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/state",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
     )
     async def read_state(self, command: ExecutionReadState) -> ExecutionStateRead:
         """Read the public state of an execution."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/context",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
     )
     async def read_context(self, command: ExecutionReadContext) -> ExecutionContext:
         """Read an execution's input, kind and tags."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/result",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound, ExecutionNotTerminal),
         long_wait=True,
         raw_result=True,
@@ -259,11 +244,8 @@ class ExecutionStore(Protocol):
         """Read how an execution ended, waiting up to `wait_ms` for the end."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, InvalidTagKey),
         paging=True,
     )

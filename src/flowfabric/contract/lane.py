@@ -9,7 +9,7 @@ import msgspec
 from flowfabric.contract import ids, limits
 from flowfabric.contract.errors import InvalidInput
 from flowfabric.contract.ids import Lane
-from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation
+from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation, reading
 from flowfabric.contract.states import LaneState
 
 
@@ -67,11 +67,8 @@ class LaneStateSet(msgspec.Struct, frozen=True, kw_only=True):
 class LaneStore(Protocol):
     """Operations on lanes."""
 
-    @operation(
+    @reading(
         "GET /v1/lanes",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput,),
         paging=True,
     )

@@ -41,7 +41,7 @@ from flowfabric.contract.ids import (
     WorkerId,
     WorkerInstance,
 )
-from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation
+from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation, reading
 from flowfabric.contract.payloads import Fence, Payload
 from flowfabric.contract.policies import ExecutionPolicy, check_capabilities
 from flowfabric.contract.states import AttemptType, GrantPurpose, LeaseEventName, PublicState
@@ -571,11 +571,8 @@ class LeaseStore(Protocol):
         """
         ...
 
-    @operation(
+    @reading(
         "GET /v1/leases/expired",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, InvalidOffset),
         paging=True,
     )
@@ -583,11 +580,8 @@ class LeaseStore(Protocol):
         """List active executions whose lease expired, was revoked or handed back, oldest first."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/leases",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
         paging=True,
     )

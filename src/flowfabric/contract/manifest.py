@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -146,6 +147,10 @@ def operation(
         return method
 
     return declare
+
+
+reading: Final = partial(operation, kind=Kind.READ, scope=Scope.READ, repeatable=Repeatable.READ)
+"""Declare a Store method as an operation that only reads."""
 
 
 def _route(text: str) -> Route:

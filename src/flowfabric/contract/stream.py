@@ -27,7 +27,7 @@ from flowfabric.contract.errors import (
     StreamClosed,
 )
 from flowfabric.contract.ids import ExecutionId
-from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation
+from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation, reading
 from flowfabric.contract.payloads import JSON_CONTENT_TYPE, Fence, Payload
 from flowfabric.contract.states import FrameMode, StreamClosedReason
 
@@ -291,12 +291,9 @@ class StreamStore(Protocol):
         """
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/attempts/{attempt_index}/stream",
         "GET /v1/executions/{execution_id}/stream",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, InvalidOffset, ExecutionNotFound, ResourceExhausted),
         paging=True,
     )
@@ -304,12 +301,9 @@ class StreamStore(Protocol):
         """Read frames between two cursors. A stream never written to is empty, not an error."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/attempts/{attempt_index}/stream/tail",
         "GET /v1/executions/{execution_id}/stream/tail",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, InvalidOffset, ExecutionNotFound, ResourceExhausted),
         long_wait=True,
         paging=True,
@@ -319,11 +313,8 @@ class StreamStore(Protocol):
         """Read the frames after a cursor, waiting for one if there is none; closing wakes the wait too."""
         ...
 
-    @operation(
+    @reading(
         "GET /v1/executions/{execution_id}/attempts/{attempt_index}/summary",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput, ExecutionNotFound),
     )
     async def read_summary(self, command: StreamReadSummary) -> Summary | NoSummary:

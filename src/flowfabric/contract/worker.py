@@ -15,7 +15,7 @@ from flowfabric.contract.errors import (
     WorkerNotRegistered,
 )
 from flowfabric.contract.ids import DEFAULT_NAMESPACE, Lane, Namespace, WorkerId, WorkerInstance
-from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation
+from flowfabric.contract.manifest import Kind, Repeatable, Scope, operation, reading
 from flowfabric.contract.policies import KindDefaults, check_capabilities
 
 
@@ -230,11 +230,8 @@ class WorkerStore(Protocol):
         """
         ...
 
-    @operation(
+    @reading(
         "GET /v1/workers",
-        kind=Kind.READ,
-        scope=Scope.READ,
-        repeatable=Repeatable.READ,
         refuses=(InvalidInput,),
         paging=True,
     )

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import msgspec
 
-from flowfabric import __version__
 from flowfabric.contract import errors, wire
 from flowfabric.contract.backend import Capabilities
 from flowfabric.contract.manifest import Kind, Operation, Repeatable, Route
 from flowfabric.contract.operations import OPERATIONS, STORES
 from flowfabric.server.field_docs import field_docs
 from flowfabric.server.openapi_schemas import Components, Schema
+from flowfabric.version import VERSION
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"
@@ -47,7 +47,7 @@ _FROM_THE_START: Final[tuple[type[errors.FlowFabricError], ...]] = (
 """What any request may be answered before it is known what it asks for."""
 
 
-def build(version: str = __version__) -> dict[str, Any]:
+def build(version: str = VERSION) -> dict[str, Any]:
     """Return the document."""
     components = Components()
     for operation in OPERATIONS.values():

@@ -30,6 +30,7 @@ from flowfabric.contract.backend import Capabilities
 from flowfabric.contract.errors import Unavailable
 from flowfabric.contract.ids import PartitionCounts
 from flowfabric.contract.states import Durability
+from flowfabric.version import VERSION
 
 POLL_S: Final = 1.0
 """How often a store on which somebody waits looks whether another process has written unheard."""
@@ -86,7 +87,7 @@ class SqliteBackend:
         return Capabilities(
             family="sqlite",
             version=sqlite3.sqlite_version,
-            flowfabric=_version(),
+            flowfabric=VERSION,
             durability=Durability.MEMORY if self._target.path is None else Durability.FSYNC,
             several_nodes=False,
             push=True,
@@ -148,15 +149,6 @@ def _foreign_version(transaction: Transaction) -> int:
 
 def _ping(snapshot: Snapshot) -> None:
     snapshot.first(opening.READ_PARTITIONS)
-
-
-def _version() -> str:
-    from importlib import metadata  # noqa: PLC0415 (rarely needed, slow to import)
-
-    try:
-        return metadata.version("flowfabric")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 async def open_backend(
