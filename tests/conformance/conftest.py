@@ -5,6 +5,7 @@ To add a backend, add a row to `STORES`: no test changes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,8 +27,24 @@ STORES: Final[dict[str, Callable[[Path], str]]] = {
 }
 """How to open each store under test, given a folder of its own."""
 
+ALL: Final = os.environ.get("FLOWFABRIC_CONFORMANCE") == "all"
 REMOTE: Final = "remote"
-"""Not another store but another way to the first one: through a server and the client that talks to it."""
+"""Not another store but another way to the first one: through a server and the client that talks to it.
+
+Tests that are run for one case take it, too; those run for many cases do when `FLOWFABRIC_CONFORMANCE=all`. Tests of
+a `local` or `closing` store do not: a request is bounded as a whole, and a client waits for a server that went away.
+"""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on every store, and remotely where that is wanted."""
+    if "access" not in metafunc.fixturenames:
+        return
+    ways = [*STORES]
+    one_case = metafunc.definition.get_closest_marker("parametrize") is None
+    if not {"closing", "local"}.intersection(metafunc.fixturenames) and (one_case or ALL):
+        ways.append(REMOTE)
+    metafunc.parametrize("access", ways, indirect=True)
 
 
 @pytest.fixture
@@ -36,7 +53,7 @@ def clock() -> ManualClock:
     return ManualClock(start_ms=START_MS)
 
 
-@pytest.fixture(params=[*STORES, REMOTE])
+@pytest.fixture
 def access(request: pytest.FixtureRequest) -> str:
     """Which store is under test, or that it is reached through a server."""
     return request.param
@@ -69,6 +86,12 @@ async def world(access: str, tmp_path: Path, clock: ManualClock) -> AsyncIterato
         yield found
         report = await found.backend.maintenance.fsck()
         assert not report.findings, report.findings
+
+
+@pytest.fixture
+def local(world: World) -> World:
+    """The store itself, for payloads as large as it takes: no request has room for them and what is around them."""
+    return world
 
 
 @pytest.fixture

@@ -345,7 +345,11 @@ def claim_granted(
             and command.lease_id == lease.lease_id
             and command.worker_instance == lease.worker_instance
             and record.attempt is not None
-            and command.attempt_id in (None, record.attempt.attempt_id)
+            and (
+                command.attempt_id in (None, record.attempt.attempt_id)
+                # A resumed attempt keeps its own id, whatever id the caller offered for a new one.
+                or record.attempt.lease_epoch != lease.lease_epoch
+            )
             and lease.expires_at_ms > now_ms
         ):
             return Decision()

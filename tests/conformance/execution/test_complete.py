@@ -57,15 +57,15 @@ async def test_every_timer_ends_with_it(world: World) -> None:
     assert await world.observe() == before
 
 
-async def test_its_result_is_bounded(world: World) -> None:
+async def test_its_result_is_bounded(local: World) -> None:
     """A result of 1 MiB is accepted, one byte more is refused and the execution stays active."""
-    lease = await world.leased()
+    lease = await local.leased()
     kind = "application/octet-stream"
     large = Payload(b"x" * (limits.PAYLOAD_BYTES_MAX + 1), kind)
-    await world.refused(InvalidInput, world.execution.complete(lease, result=large))
+    await local.refused(InvalidInput, local.execution.complete(lease, result=large))
     whole = Payload(b"y" * limits.PAYLOAD_BYTES_MAX, kind)
-    await world.execution.complete(lease, result=whole)
-    assert (await world.execution.read_result(lease.execution_id)).result == whole
+    await local.execution.complete(lease, result=whole)
+    assert (await local.execution.read_result(lease.execution_id)).result == whole
 
 
 async def test_another_media_type_is_other_content(world: World) -> None:

@@ -109,9 +109,10 @@ async def test_the_same_ids_again_get_the_same_lease(
     """
     execution_id = await situation(world)
     await world.grant(execution_id, "b")
-    attempt: dict[str, Any] = {} if purpose is RESUME else {"attempt_id": ATTEMPT_ID}
-    first = await world.claim_granted(execution_id, "b", lease_id=LEASE_ID, **attempt)
-    again = await world.unchanged(world.claim_granted(execution_id, "b", lease_id=LEASE_ID, **attempt))
+    ids = {"lease_id": LEASE_ID, "attempt_id": ATTEMPT_ID}
+    first = await world.claim_granted(execution_id, "b", **ids)
+    assert (first.lease.attempt_id == ATTEMPT_ID) == (purpose is not RESUME)
+    again = await world.unchanged(world.claim_granted(execution_id, "b", **ids))
     assert again == first
     await world.refused(LeaseConflict, world.claim_granted(execution_id, "b", lease_id=OTHER_UUID))
     await world.refused(LeaseConflict, world.claim_granted(execution_id, "b"))
