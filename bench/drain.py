@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Stopwatch, rate_row
-from flowfabric.backends import connect
+from flowfabric.backends import assets, connect
 from flowfabric.contract.backend import Backend
 from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionCreateMany
 from flowfabric.contract.ids import Kind, Lane, WorkerId, WorkerInstance, mint_uuid
@@ -83,67 +83,63 @@ async def drain(tasks: int, slots: int, size: int) -> dict[str, Any]:
     return rate_row(tasks, watch)
 
 
-_BARE_SCHEMA = """
-create table execution(seq integer primary key, uuid text unique, state text, ready integer, since integer,
-    due integer, holder text, record text);
-create index ready on execution(ready, since, uuid) where ready is not null;
-create index due on execution(due) where due is not null;
-create index holder on execution(holder) where holder is not null;
-create table definition(seq integer primary key, definition text, input blob);
-create table result(seq integer primary key, data blob);
-create table event(id integer primary key autoincrement, seq integer, body text);
-create index event_seq on event(seq, id);
-"""
+async def bare(tasks: int, group: int, size: int) -> dict[str, Any]:
+    """Write the rows that claim and complete write, into the same tables, with nothing around the statements.
 
-
-def bare(tasks: int, group: int, size: int) -> dict[str, Any]:
-    """Write the rows that claim and complete write, in transactions of `group` of each, with no logic around them."""
-    body = b"x" * size
-    record = "r" * 900
-    event = "e" * 260
+    The store is filled as for `drain`; then a loop over the standard library's sqlite3 commits `group` completions and
+    `group` claims at a time, with records and events as large as the real ones.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        connection = sqlite3.connect(Path(folder) / "bare.db", isolation_level=None)
-        connection.executescript("pragma journal_mode=wal; pragma synchronous=full;" + _BARE_SCHEMA)
-        connection.execute("begin")
-        connection.executemany(
-            "insert into execution(uuid, state, ready, since, record) values (?, 'waiting', 0, ?, ?)",
-            ((mint_uuid(), number, record) for number in range(tasks)),
-        )
-        connection.executemany(
-            "insert into definition(definition, input) values (?, ?)", ((record, body) for _ in range(tasks))
-        )
-        connection.execute("commit")
+        backend = await connect(f"sqlite:///{folder}/bench.db")
+        await fill(backend, tasks, size)
+        await backend.close()
+        connection = sqlite3.connect(Path(folder) / "bench.db", isolation_level=None, cached_statements=256)
+        connection.executescript("pragma synchronous=full; pragma wal_autocheckpoint=0;")
         watch = Stopwatch().start()
-        held: list[int] = []
-        left = tasks
-        while left or held:
-            connection.execute("begin immediate")
-            for seq in held:
-                connection.execute("select record from execution where seq = ?", (seq,)).fetchone()
-                connection.execute(
-                    "update execution set state = 'completed', holder = null, due = ?, record = ? where seq = ?",
-                    (seq, record, seq),
-                )
-                connection.execute("insert into result(seq, data) values (?, ?)", (seq, body))
-                connection.execute("insert into event(seq, body) values (?, ?)", (seq, event))
-            held = []
-            for seq, _ in connection.execute(
-                "select e.seq, d.input from execution e join definition d on d.seq = e.seq where ready = 0 "
-                "order by ready, since, uuid limit ?",
-                (min(group, left),),
-            ).fetchall():
-                connection.execute(
-                    "update execution set state = 'active', ready = null, holder = 'w', due = ?, record = ? "
-                    "where seq = ?",
-                    (seq, record, seq),
-                )
-                connection.execute("insert into event(seq, body) values (?, ?)", (seq, event))
-                held.append(seq)
-            left -= len(held)
-            connection.execute("commit")
+        _write_rows(connection, tasks, group, b"x" * size)
         watch.stop()
         connection.close()
     return rate_row(tasks, watch)
+
+
+def _write_rows(connection: sqlite3.Connection, tasks: int, group: int, body: bytes) -> None:
+    apply = assets.named("flowfabric.backends.sqlite", "sql/apply.sql")
+    best = assets.named("flowfabric.backends.sqlite", "sql/claim.sql")["best"]
+    load = assets.named("flowfabric.backends.sqlite", "sql/rows.sql")["load_seq"]
+    update, event, result = apply["update_execution"], apply["insert_event"], apply["insert_result"]
+    (route,) = connection.execute("select id from route").fetchone()
+    active, ended, happened = b"a" * 760, b"e" * 1_040, b"h" * 300
+    held: list[int] = []
+    left, event_id = tasks, 0
+    while left or held:
+        connection.execute("begin immediate")
+        for seq in held:
+            connection.execute(load, (seq,)).fetchone()
+            event_id += 2
+            connection.execute(
+                update, ("completed", None, 1, 2_000_000 + seq, "retention", None, None, None, ended, seq)
+            )
+            connection.execute(result, (seq, "application/json", body))
+            connection.execute(event, (event_id, seq, happened))
+        rows = connection.execute(best, (route, min(group, left))).fetchall() if left else []
+        held = [row[0] for row in rows]
+        for seq in held:
+            event_id += 2
+            columns = (
+                "active",
+                None,
+                1,
+                1_000_000 + seq,
+                "lease_expiry",
+                "default bench-1",
+                mint_uuid(),
+                None,
+                active,
+            )
+            connection.execute(update, (*columns, seq))
+            connection.execute(event, (event_id + 1, seq, happened))
+        left -= len(held)
+        connection.execute("commit")
 
 
 async def create_many(tasks: int, size: int) -> dict[str, Any]:
