@@ -9,7 +9,9 @@ import pytest
 from flowfabric.contract.backend import Backend
 from flowfabric.contract.errors import Misuse
 from flowfabric.contract.execution import ResultCompleted
+from flowfabric.contract.ids import Kind
 from flowfabric.worker import App, Context, SyncContext, Worker
+from flowfabric.worker.slots import Slots
 from tests.worker.rig import Rig, until
 
 app = App("concurrency")
@@ -150,3 +152,15 @@ async def test_only_capable_workers_in_the_lane_get_the_work(backend: Backend, r
         async with Worker(backend, special, capabilities=["cuda", "more"]):
             ended = await rig.result(execution_id)
     assert isinstance(ended, ResultCompleted)
+
+
+async def test_a_waiting_claim_leaves_a_slot_for_capped_kinds() -> None:
+    """A claimer of kinds without a cap never holds every slot while the claimer of capped kinds has none."""
+    slots = Slots(4, {"capped": 1})
+    kinds = (Kind("capped"), Kind("other"))
+    second = await slots.reserve(1, kinds)
+    assert (second.size, second.kinds) == (3, (Kind("other"),))
+    first = await asyncio.wait_for(slots.reserve(0, kinds), 1)
+    assert (first.size, first.kinds) == (1, kinds)
+    slots.give_back(second)
+    assert (await slots.reserve(1, kinds)).size == 3

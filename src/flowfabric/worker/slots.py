@@ -126,6 +126,9 @@ class Slots:
 
     def _try_reserve(self, claimer: int, kinds: tuple[Kind, ...]) -> Reservation | None:
         free = min(self.size - self.running, 2 * self.size - self._open) - self._reserved
+        if self._caps and claimer != 0 and self._capped_claim is None:
+            # Kinds with a cap are claimer 0's alone: a claim that waits for other work must leave it a slot.
+            free -= 1
         size = min(free, limits.CLAIM_TASKS_MAX)
         if size <= 0:
             return None
