@@ -14,8 +14,8 @@ from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import ExecutionPolicy, StreamPolicy
 from flowfabric.contract.states import FrameMode
 from flowfabric.contract.stream import FrameInput, StreamAppend, StreamRecord
+from flowfabric.contract.summary import NULL_SENTINEL, PatchError, merge_patch
 from flowfabric.rules import stream
-from flowfabric.rules.stream import NULL_SENTINEL, PatchError, merge_patch
 from tests.rules.driving import EXECUTION_ID, Drive, Step
 
 # The examples published with the merge patch standard, (document, patch, result), for object patches.

@@ -108,6 +108,13 @@ class ExecutionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     replays: tuple[ReplayRecord, ...] = ()
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """One execution as loaded."""
+
+    definition: ExecutionDefinition
+    record: ExecutionRecord
+
+
 class ExecutionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The published short record of an execution."""
 

@@ -7,6 +7,7 @@ atomic on every backend. Parsing is strict: no other spelling of the same id is 
 
 from __future__ import annotations
 
+import binascii
 import os
 import re
 import uuid
@@ -57,25 +58,9 @@ class PartitionCounts(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidInput(f"{family} partitions must be 1 to {limits.PARTITIONS_MAX}, not {count}")
 
 
-def _crc16_table() -> tuple[int, ...]:
-    table: list[int] = []
-    for byte in range(256):
-        crc = byte << 8
-        for _ in range(8):
-            crc = ((crc << 1) ^ 0x1021) & 0xFFFF if crc & 0x8000 else (crc << 1) & 0xFFFF
-        table.append(crc)
-    return tuple(table)
-
-
-_CRC16: Final = _crc16_table()
-
-
 def crc16(data: bytes) -> int:
     """Return CRC16-CCITT/XMODEM (polynomial 0x1021, initial value 0), the hash that cluster slots use."""
-    crc = 0
-    for byte in data:
-        crc = ((crc << 8) & 0xFFFF) ^ _CRC16[(crc >> 8) ^ byte]
-    return crc
+    return binascii.crc_hqx(data, 0)
 
 
 def key_partition(namespace: str, idempotency_key: str, counts: PartitionCounts) -> int:
@@ -102,12 +87,12 @@ def mint_execution_id(
 
     `value` fixes the uuid, so the same input gives the same id while the partition count is unchanged.
     """
-    chosen = value if value is not None else uuid.uuid4()
+    text = str(value) if value is not None else mint_uuid()
     if idempotency_key:
         partition = key_partition(namespace, idempotency_key, counts)
     else:
-        partition = uuid_partition(chosen, counts)
-    return ExecutionId(f"{{fp:{partition}}}:{chosen}")
+        partition = crc16(bytes.fromhex(text.replace("-", ""))) % counts.flow
+    return ExecutionId(f"{{fp:{partition}}}:{text}")
 
 
 def parse_execution_id(text: str) -> tuple[int, str]:

@@ -437,6 +437,16 @@ class StreamClosedReason(StrEnum):
     EXPIRED = "expired"
 
 
+ATTEMPT_ENDING: Final = {
+    TerminalOutcome.SUCCESS: (AttemptRecordState.ENDED_SUCCESS, StreamClosedReason.ATTEMPT_SUCCESS),
+    TerminalOutcome.FAILED: (AttemptRecordState.ENDED_FAILURE, StreamClosedReason.ATTEMPT_FAILURE),
+    TerminalOutcome.CANCELLED: (AttemptRecordState.ENDED_CANCELLED, StreamClosedReason.ATTEMPT_CANCELLED),
+    TerminalOutcome.EXPIRED: (AttemptRecordState.ENDED_FAILURE, StreamClosedReason.EXPIRED),
+    TerminalOutcome.SKIPPED: (AttemptRecordState.ENDED_CANCELLED, StreamClosedReason.ATTEMPT_CANCELLED),
+}
+"""How an attempt and its stream end when the execution ends, by the execution's outcome."""
+
+
 class FrameMode(StrEnum):
     """How a frame is kept: durable, as a patch to the summary document, or lossily for live viewers."""
 

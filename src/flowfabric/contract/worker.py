@@ -55,6 +55,29 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How many leases it holds."""
 
 
+def is_alive(record: WorkerRecord, now_ms: int) -> bool:
+    """Say whether the heartbeat has not lapsed."""
+    return record.lapsed_at_ms is None and record.expires_at_ms > now_ms
+
+
+def info(record: WorkerRecord, leases: int, now_ms: int) -> WorkerInfo:
+    """Project one registered instance."""
+    return WorkerInfo(
+        worker_id=record.worker_id,
+        worker_instance=record.worker_instance,
+        namespace=record.namespace,
+        lanes=record.lanes,
+        kinds=record.kinds,
+        capabilities=record.capabilities,
+        liveness_ttl_ms=record.liveness_ttl_ms,
+        registered_at_ms=record.registered_at_ms,
+        last_heartbeat_at_ms=record.last_heartbeat_at_ms,
+        expires_at_ms=record.expires_at_ms,
+        alive=is_alive(record, now_ms),
+        leases=leases,
+    )
+
+
 class WorkerRegister(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Announce a worker instance, what it can run, and the defaults of the kinds it handles."""
 

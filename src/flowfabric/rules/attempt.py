@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from flowfabric.rules.projections import attempt_info as info
+from flowfabric.contract.projections import attempt_info as info
 
 __all__ = ["info"]

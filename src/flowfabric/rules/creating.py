@@ -1,23 +1,33 @@
-"""Creating executions: defaults, placement, what counts as the same create, the first record."""
+"""Creating executions: whether a create is accepted, and the first record.
+
+Placement, defaults and what counts as the same create are in `contract.creating`, which every backend uses.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from typing import Final
-
 import msgspec
 
-from flowfabric.contract import ids, limits
-from flowfabric.contract.errors import IdempotencyConflict, InvalidInput, LaneNotAccepting, Refused
+from flowfabric.contract.creating import (
+    clamp_priority,
+    deadline_ms,
+    define,
+    digest,
+    lane_of,
+    place,
+    priority_of,
+    route_of,
+)
+from flowfabric.contract.errors import IdempotencyConflict, LaneNotAccepting, Refused
 from flowfabric.contract.execution import (
     ExecutionCreate,
     ExecutionCreated,
     ExecutionDefinition,
     ExecutionDuplicate,
     ExecutionRecord,
+    Loaded,
 )
-from flowfabric.contract.ids import ExecutionId, Lane, PartitionCounts
-from flowfabric.contract.policies import ExecutionPolicy, KindDefaults, fill_policy
+from flowfabric.contract.ids import ExecutionId
+from flowfabric.contract.policies import KindDefaults
 from flowfabric.contract.states import (
     DELAYED,
     ELIGIBLE,
@@ -27,9 +37,20 @@ from flowfabric.contract.states import (
     LaneState,
     PublicState,
 )
-from flowfabric.rules.decision import Decision, Loaded
+from flowfabric.rules.decision import Decision
 
-_CANONICAL: Final = msgspec.json.Encoder(order="sorted")
+__all__ = [
+    "Creation",
+    "clamp_priority",
+    "create",
+    "deadline_ms",
+    "digest",
+    "duplicate",
+    "duplicate_of",
+    "lane_of",
+    "place",
+    "route_of",
+]
 
 
 class Creation(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,87 +60,6 @@ class Creation(msgspec.Struct, frozen=True, kw_only=True):
     definition: ExecutionDefinition | None = None
     record: ExecutionRecord | None = None
     reply: ExecutionCreated | None = None
-
-
-def digest(command: ExecutionCreate) -> str:
-    """Return what makes two creates the same: SHA-256 of the command without its id and instants.
-
-    Instants are left out because a caller that repeats "in five minutes" sends another instant; so is the trace.
-    """
-    content = _CANONICAL.encode(
-        (
-            command.namespace,
-            command.lane,
-            command.kind,
-            command.priority,
-            command.creator,
-            command.idempotency_key,
-            command.tags,
-            command.policy,
-            command.input.content_type,
-        )
-    )
-    hashed = hashlib.sha256(content)
-    hashed.update(command.input.data)
-    return hashed.hexdigest()
-
-
-def place(command: ExecutionCreate, partitions: PartitionCounts) -> InvalidInput | None:
-    """Refuse an id whose partition does not exist or, with a key, is not the key's."""
-    if command.execution_id is None:
-        return None
-    partition, _ = ids.parse_execution_id(command.execution_id)
-    if partition >= partitions.flow:
-        return InvalidInput(f"the store has {partitions.flow} flow partitions", field="execution_id")
-    if command.idempotency_key is not None:
-        expected = ids.key_partition(command.namespace, command.idempotency_key, partitions)
-        if partition != expected:
-            return InvalidInput(
-                f"an id created under this idempotency key is in partition {expected}: leave execution_id out, or "
-                "mint it from namespace and key",
-                field="execution_id",
-            )
-    return None
-
-
-def lane_of(command: ExecutionCreate, defaults: KindDefaults | None) -> Lane:
-    """Return the lane: the command's, else the kind's, else `default`."""
-    if command.lane is not None:
-        return command.lane
-    if defaults is not None and defaults.lane is not None:
-        return defaults.lane
-    return ids.DEFAULT_LANE
-
-
-def route_of(kind: str, capabilities: tuple[str, ...]) -> str:
-    """Return the route: kind and required capabilities (sorted, distinct) as one text."""
-    return f"{kind}|{','.join(capabilities)}"
-
-
-def clamp_priority(priority: int) -> int:
-    """Return the effective priority, 0 to 9000."""
-    return max(limits.PRIORITY_MIN, min(limits.PRIORITY_MAX, priority))
-
-
-def effective_policy(
-    given: ExecutionPolicy | None, defaults: KindDefaults | None, retention_default_ms: int
-) -> ExecutionPolicy:
-    """Fill the policy fields that were not given from the kind's defaults, and the retention from the store's."""
-    policy = fill_policy(given, defaults.policy if defaults is not None else None)
-    if policy is None:
-        return ExecutionPolicy(retention_ms=retention_default_ms)
-    if policy.retention_ms is None:
-        return msgspec.structs.replace(policy, retention_ms=retention_default_ms)
-    return policy
-
-
-def deadline_ms(policy: ExecutionPolicy, absolute_ms: int | None, run_started_at_ms: int) -> int | None:
-    """Return the earlier of the absolute deadline and the policy's, which counts from the run's start."""
-    relative = policy.timeout_policy.execution_deadline_ms if policy.timeout_policy is not None else None
-    if relative is None:
-        return absolute_ms
-    at_ms = run_started_at_ms + relative
-    return at_ms if absolute_ms is None else min(at_ms, absolute_ms)
 
 
 def create(
@@ -139,15 +79,7 @@ def create(
                 f"lane {lane} is {lane_state.value} and takes no new work", lane=lane, state=lane_state.value
             )
         )
-    policy = effective_policy(command.policy, defaults, retention_default_ms)
-    routing = policy.routing_requirements
-    required: tuple[str, ...] = ()
-    if routing is not None and routing.required_capabilities:
-        required = tuple(sorted(set(routing.required_capabilities)))
-    priority = command.priority
-    if priority is None:
-        priority = defaults.priority if defaults is not None and defaults.priority is not None else 0
-    priority = clamp_priority(priority)
+    priority = priority_of(command, defaults)
     delay_until_ms = command.delay_until_ms
     delayed = delay_until_ms is not None and delay_until_ms > now_ms
     if delayed:
@@ -155,21 +87,12 @@ def create(
     else:
         state = ELIGIBLE[AttemptState.PENDING_FIRST_ATTEMPT]
         delay_until_ms = None
-    definition = ExecutionDefinition(
+    definition = define(
+        command,
         execution_id=execution_id,
-        namespace=command.namespace,
-        lane=lane,
-        kind=command.kind,
-        route=route_of(command.kind, required),
-        required_capabilities=required,
-        creator=command.creator,
-        idempotency_key=command.idempotency_key,
-        digest=digest(command),
-        policy=policy,
-        kind_known=defaults is not None,
-        traceparent=command.traceparent,
-        created_at_ms=now_ms,
-        deadline_at_ms=command.deadline_at_ms,
+        defaults=defaults,
+        retention_default_ms=retention_default_ms,
+        now_ms=now_ms,
     )
     record = ExecutionRecord(
         state=state,
@@ -177,7 +100,7 @@ def create(
         tags=command.tags,
         eligible_since_ms=delay_until_ms if delay_until_ms is not None else now_ms,
         not_before_ms=delay_until_ms,
-        deadline_at_ms=deadline_ms(policy, command.deadline_at_ms, now_ms),
+        deadline_at_ms=deadline_ms(definition.policy, command.deadline_at_ms, now_ms),
         run_started_at_ms=now_ms,
         last_mutation_at_ms=now_ms,
     )

@@ -13,18 +13,13 @@ import msgspec
 
 from flowfabric.contract.attempt import AttemptRecord
 from flowfabric.contract.errors import Refused
-from flowfabric.contract.execution import ExecutionDefinition, ExecutionRecord
+from flowfabric.contract.execution import ExecutionRecord, Loaded
 from flowfabric.contract.lease import LeaseEvent
 from flowfabric.contract.payloads import Payload
 
+__all__ = ["Decision", "Loaded"]
+
 Reply = TypeVar("Reply")
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """One execution as loaded."""
-
-    definition: ExecutionDefinition
-    record: ExecutionRecord
 
 
 class Decision(msgspec.Struct, Generic[Reply], frozen=True, kw_only=True):
@@ -45,18 +40,3 @@ class Decision(msgspec.Struct, Generic[Reply], frozen=True, kw_only=True):
     delete: Literal["expired_frames", "frames", "execution"] | None = None
     """Remove the frames of lossy streams that expired, all the execution's frames, or the execution with everything
     that belongs to it."""
-
-
-class IndexEntries(msgspec.Struct, frozen=True, kw_only=True):
-    """What an execution's index entries must be, derived from its record."""
-
-    ready: bool
-    """It is in the eligible index of its lane and route, by (priority, eligible_since_ms, id)."""
-    due_kind: str | None
-    due_at_ms: int | None
-    """Its earliest timer."""
-    holder: str | None
-    """`<namespace> <instance>` of the worker that holds its lease (a record with ownership `leased`)."""
-    claim_id: str | None
-    lost_at_ms: int | None
-    """When its lease was lost, while nobody has taken over."""

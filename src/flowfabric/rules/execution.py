@@ -44,7 +44,10 @@ from flowfabric.contract.execution import (
     ReplayRecord,
     RetryScheduled,
 )
+from flowfabric.contract.holding import actor_of
+from flowfabric.contract.indexing import due, index_entries, is_ready
 from flowfabric.contract.lease import LeaseEvent
+from flowfabric.contract.projections import context, info, result, snapshot, waiting
 from flowfabric.contract.states import (
     BLOCKED,
     BLOCKED_BY_REASON,
@@ -77,7 +80,6 @@ from flowfabric.rules.creating import (
 from flowfabric.rules.decision import Decision, Loaded
 from flowfabric.rules.holding import (
     accept,
-    actor_of,
     complete,
     delay,
     fail,
@@ -85,8 +87,6 @@ from flowfabric.rules.holding import (
     progress,
     wait_children,
 )
-from flowfabric.rules.indexing import due, index_entries, is_ready
-from flowfabric.rules.projections import context, info, result, snapshot, waiting
 
 __all__ = [
     "Creation",

@@ -6,7 +6,6 @@ current one.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from msgspec.structs import replace
@@ -26,6 +25,7 @@ from flowfabric.contract.execution import (
     Progress,
     RetryScheduled,
 )
+from flowfabric.contract.holding import actor_of, complete_digest, delay_digest, fail_digest
 from flowfabric.contract.lease import LeaseEvent
 from flowfabric.contract.payloads import Fence
 from flowfabric.contract.states import (
@@ -34,7 +34,6 @@ from flowfabric.contract.states import (
     AttemptRecordState,
     AttemptState,
     BlockingReason,
-    CancelSource,
     LeaseEventName,
     PublicState,
     StateVector,
@@ -58,26 +57,12 @@ def accept(
     )
 
 
-def _digest(*parts: object) -> str:
-    hashed = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogatepass")
-        hashed.update(len(data).to_bytes(8, "big"))
-        hashed.update(data)
-    return hashed.hexdigest()[:32]
-
-
-def actor_of(source: CancelSource, actor: str) -> str | None:
-    """Name who acted, unless it was the holder of the lease."""
-    return actor or (source.value if source is not CancelSource.LEASE_HOLDER else None)
-
-
 def complete(
     loaded: Loaded, command: ExecutionComplete, now_ms: int, former: AttemptRecord | None = None
 ) -> Decision[ExecutionCompleted]:
     """End with success."""
     payload = command.result
-    content = _digest(payload.content_type, payload.data) if payload is not None else ""
+    content = complete_digest(command)
     done = fencing.repeated(loaded, command.fence, "execution.complete", content, ExecutionCompleted, former)
     if done is not None:
         return done
@@ -107,7 +92,7 @@ def fail(
     loaded: Loaded, command: ExecutionFail, now_ms: int, former: AttemptRecord | None = None
 ) -> Decision[RetryScheduled | ExecutionFailed]:
     """Fail the attempt; the retry policy decides whether another follows."""
-    content = _digest(command.failure_class.value, command.category, command.message)
+    content = fail_digest(command)
     done = fencing.repeated(
         loaded, command.fence, "execution.fail", content, RetryScheduled | ExecutionFailed, former
     )
@@ -168,7 +153,7 @@ def delay(
         now_ms,
         former,
         operation="execution.delay",
-        content=_digest(command.delay_until_ms),
+        content=delay_digest(command),
         reason="worker_delay",
         state=state,
         not_before_ms=command.delay_until_ms if later else None,

@@ -24,6 +24,7 @@ from flowfabric.contract.errors import (
 )
 from flowfabric.contract.execution import ExecutionRecord
 from flowfabric.contract.ids import AttemptId, ClaimId, LeaseId, WorkerId, WorkerInstance
+from flowfabric.contract.indexing import is_ready
 from flowfabric.contract.lease import (
     GrantRecord,
     Lease,
@@ -63,7 +64,6 @@ from flowfabric.contract.states import (
 )
 from flowfabric.rules import execution, fencing, transitions
 from flowfabric.rules.decision import Decision, Loaded
-from flowfabric.rules.indexing import is_ready
 
 _LOST = (OwnershipState.LEASE_EXPIRED_RECLAIMABLE, OwnershipState.LEASE_REVOKED)
 _TYPE_OF = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -21,10 +21,8 @@ from flowfabric.contract.execution import ExecutionRecord
 from flowfabric.contract.payloads import Fence
 from flowfabric.contract.states import FrameMode, LifecyclePhase, OwnershipState
 from flowfabric.contract.stream import FrameInput, FramesAppended, StreamAppend, StreamRecord
+from flowfabric.contract.summary import PatchError, decode_patch, merge_patch
 from flowfabric.rules.decision import Loaded
-
-NULL_SENTINEL: Final = "__ff_null__"
-"""A leaf string in a merge patch that stores a JSON null, which a plain null cannot (it deletes)."""
 
 
 class NewFrame(msgspec.Struct, frozen=True):
@@ -49,35 +47,6 @@ class AppendDecision(msgspec.Struct, frozen=True, kw_only=True):
     notes the newest removed id in `trimmed_ms`, `trimmed_seq`."""
     record: ExecutionRecord | None = None
     """Store this as the execution's record: its stream timer changed."""
-
-
-class PatchError(ValueError):
-    """The merge patch cannot be applied."""
-
-
-def merge_patch(document: Any, patch: Any, depth: int = 1) -> Any:
-    """Apply an RFC 7396 merge patch; the string `__ff_null__` as a value stores a null."""
-    if depth > limits.SUMMARY_DEPTH_MAX + 1:
-        raise PatchError("patch_depth_exceeded")
-    if not isinstance(patch, dict):
-        return None if patch == NULL_SENTINEL else patch
-    merged: dict[str, Any] = dict(document) if isinstance(document, dict) else {}  # pyright: ignore[reportUnknownArgumentType]
-    for key, value in patch.items():  # pyright: ignore[reportUnknownVariableType]
-        if value is None:
-            merged.pop(key, None)  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            merged[key] = merge_patch(merged.get(key), value, depth + 1)  # pyright: ignore[reportUnknownArgumentType]
-    return merged
-
-
-def _decode_patch(data: bytes) -> dict[str, Any]:
-    try:
-        patch: Any = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise PatchError("not well-formed JSON") from error
-    if not isinstance(patch, dict):
-        raise PatchError("the root must be an object")
-    return patch  # pyright: ignore[reportUnknownVariableType]
 
 
 def owner_refusal(loaded: Loaded, attempt_index: int, fence: Fence | None, now_ms: int) -> Refused | None:
@@ -151,7 +120,7 @@ def append(loaded: Loaded, stream: StreamRecord | None, command: StreamAppend, n
         summary_version: int | None = None
         if frame.mode is FrameMode.SUMMARY:
             try:
-                patch = _decode_patch(frame.payload.data)
+                patch = decode_patch(frame.payload.data)
                 if document is None:
                     document = msgspec.json.decode(before.document)
                 document = merge_patch(document, patch)

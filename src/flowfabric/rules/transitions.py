@@ -17,6 +17,7 @@ from flowfabric.contract.lease import LeaseEvent
 from flowfabric.contract.policies import Backoff, FixedBackoff
 from flowfabric.contract.states import (
     ATTEMPT_ENDED,
+    ATTEMPT_ENDING,
     DELAYED,
     ELIGIBLE,
     ENDED,
@@ -37,14 +38,6 @@ from flowfabric.rules.decision import Loaded
 
 MAX_RECLAIMS_EXCEEDED: Final = "max_reclaims_exceeded"
 ANSWERS_KEPT: Final = 8
-
-_ATTEMPT_ENDING: Final = {
-    TerminalOutcome.SUCCESS: (AttemptRecordState.ENDED_SUCCESS, StreamClosedReason.ATTEMPT_SUCCESS),
-    TerminalOutcome.FAILED: (AttemptRecordState.ENDED_FAILURE, StreamClosedReason.ATTEMPT_FAILURE),
-    TerminalOutcome.CANCELLED: (AttemptRecordState.ENDED_CANCELLED, StreamClosedReason.ATTEMPT_CANCELLED),
-    TerminalOutcome.EXPIRED: (AttemptRecordState.ENDED_FAILURE, StreamClosedReason.EXPIRED),
-    TerminalOutcome.SKIPPED: (AttemptRecordState.ENDED_CANCELLED, StreamClosedReason.ATTEMPT_CANCELLED),
-}
 
 
 def event(
@@ -120,7 +113,7 @@ def end(
     else:
         state = ENDED[outcome, AttemptState.ATTEMPT_TERMINAL]
         if attempt.state not in ATTEMPT_ENDED:
-            attempt_state, closed_reason = _ATTEMPT_ENDING[outcome]
+            attempt_state, closed_reason = ATTEMPT_ENDING[outcome]
             attempt = _close(attempt, now_ms, closed_reason)
             attempt = replace(
                 attempt, state=attempt_state, ended_at_ms=now_ms, failure=failure, timeout_at_ms=None

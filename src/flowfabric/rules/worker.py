@@ -11,11 +11,11 @@ from flowfabric.contract import limits
 from flowfabric.contract.errors import InstanceReassigned, Refused, WorkerNotRegistered
 from flowfabric.contract.worker import (
     WorkerExpired,
-    WorkerInfo,
     WorkerRecord,
     WorkerRefreshed,
     WorkerRegister,
     WorkerRegistered,
+    is_alive,
 )
 
 
@@ -34,11 +34,6 @@ def due_ms(record: WorkerRecord) -> int:
     if record.lapsed_at_ms is not None:
         return record.lapsed_at_ms + limits.WORKER_KEPT_AFTER_LAPSE_MS
     return record.expires_at_ms
-
-
-def is_alive(record: WorkerRecord, now_ms: int) -> bool:
-    """Say whether the heartbeat has not lapsed."""
-    return record.lapsed_at_ms is None and record.expires_at_ms > now_ms
 
 
 def register(existing: WorkerRecord | None, command: WorkerRegister, now_ms: int) -> WorkerDecision:
@@ -85,22 +80,4 @@ def expire(existing: WorkerRecord | None, now_ms: int) -> WorkerDecision:
         return WorkerDecision(reply=WorkerExpired(status="removed"), remove=True)
     return WorkerDecision(
         record=replace(existing, lapsed_at_ms=existing.expires_at_ms), reply=WorkerExpired(status="lapsed")
-    )
-
-
-def info(record: WorkerRecord, leases: int, now_ms: int) -> WorkerInfo:
-    """Project one registered instance."""
-    return WorkerInfo(
-        worker_id=record.worker_id,
-        worker_instance=record.worker_instance,
-        namespace=record.namespace,
-        lanes=record.lanes,
-        kinds=record.kinds,
-        capabilities=record.capabilities,
-        liveness_ttl_ms=record.liveness_ttl_ms,
-        registered_at_ms=record.registered_at_ms,
-        last_heartbeat_at_ms=record.last_heartbeat_at_ms,
-        expires_at_ms=record.expires_at_ms,
-        alive=is_alive(record, now_ms),
-        leases=leases,
     )

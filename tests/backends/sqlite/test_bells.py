@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from flowfabric.backends.bells import Bells, Topic, deliver
 from flowfabric.backends.sqlite import news
-from flowfabric.backends.sqlite.bells import Bells, Topic, deliver
 from tests.backends.sqlite.store import claiming, settled
 
 WORK = Topic("default", "default", "k", ())

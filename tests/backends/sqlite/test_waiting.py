@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flowfabric.backends.sqlite import backend, lease, waiting
+from flowfabric.backends import waiting
+from flowfabric.backends.sqlite import backend, lease
 from flowfabric.backends.sqlite.backend import SqliteBackend
 from flowfabric.contract.errors import Unavailable
 from flowfabric.contract.execution import ExecutionReadResult

@@ -6,10 +6,10 @@ import asyncio
 import sqlite3
 from typing import Final
 
+from flowfabric.backends.bells import Bells, deliver
 from flowfabric.backends.clock import Clock, ManualClock
 from flowfabric.backends.sqlite import faults, opening
 from flowfabric.backends.sqlite.attempt import SqliteAttempts
-from flowfabric.backends.sqlite.bells import Bells, deliver
 from flowfabric.backends.sqlite.create import Creator
 from flowfabric.backends.sqlite.execution import SqliteExecutions
 from flowfabric.backends.sqlite.lane import SqliteLanes

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import Topic
 from flowfabric.backends.sqlite import rows
-from flowfabric.backends.sqlite.bells import Topic
 from flowfabric.backends.sqlite.rows import Snapshot
 from flowfabric.contract import limits
 from flowfabric.contract.errors import RouteLimitExceeded

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import Bells
 from flowfabric.backends.sqlite import rows
 from flowfabric.backends.sqlite.apply import answer
-from flowfabric.backends.sqlite.bells import Bells
 from flowfabric.backends.sqlite.catalog import find_lane
 from flowfabric.backends.sqlite.create import Created, Creator
 from flowfabric.backends.sqlite.listing import list_executions
 from flowfabric.backends.sqlite.readers import Readers
 from flowfabric.backends.sqlite.rows import Snapshot
-from flowfabric.backends.sqlite.waiting import wait_for
 from flowfabric.backends.sqlite.worker import live_workers
 from flowfabric.backends.sqlite.writer import Transaction, Writer
+from flowfabric.backends.waiting import wait_for
 from flowfabric.contract.attempt import AttemptRecord
 from flowfabric.contract.errors import Refused
 from flowfabric.contract.execution import (

@@ -13,9 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from flowfabric.backends import assets
+from flowfabric.backends.invariants import check_record
 from flowfabric.backends.sqlite import rows
 from flowfabric.backends.sqlite.apply import index_columns, reindex
-from flowfabric.backends.sqlite.fsck_execution import check_record
 from flowfabric.backends.sqlite.fsck_parts import check_parts
 from flowfabric.backends.sqlite.readers import Readers
 from flowfabric.backends.sqlite.rows import Row, Snapshot

@@ -7,16 +7,16 @@ import time
 from typing import Any, Final
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import Bells, deliver
 from flowfabric.backends.sqlite import rows
 from flowfabric.backends.sqlite.apply import answer, apply
-from flowfabric.backends.sqlite.bells import Bells, deliver
 from flowfabric.backends.sqlite.claim import claim, grant_best, view
 from flowfabric.backends.sqlite.execution import former_of
 from flowfabric.backends.sqlite.readers import Readers
 from flowfabric.backends.sqlite.rows import Snapshot
-from flowfabric.backends.sqlite.waiting import LOOK_AGAIN_S
 from flowfabric.backends.sqlite.worker import renewed
 from flowfabric.backends.sqlite.writer import Transaction, Writer
+from flowfabric.backends.waiting import LOOK_AGAIN_S
 from flowfabric.contract import ids, limits
 from flowfabric.contract.errors import InvalidOffset
 from flowfabric.contract.ids import AttemptId, LeaseId

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from flowfabric.backends.sqlite.bells import Bells, Topic, Wake
+from flowfabric.backends.bells import Bells, Topic, Wake
 
 DATAGRAM_BYTES_MAX: Final = 1_900
 """Some systems take datagrams of 2,048 bytes at most on local sockets."""

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import hop
 from flowfabric.backends.sqlite import faults, opening
-from flowfabric.backends.sqlite.bells import hop
 from flowfabric.backends.sqlite.opening import Target
 from flowfabric.backends.sqlite.rows import Snapshot
 from flowfabric.backends.sqlite.writer import CLOSED, QUEUE_MAX, Writer

@@ -8,14 +8,15 @@ from typing import Final
 from msgspec.structs import replace
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import Bells
+from flowfabric.backends.frame_pages import is_enough, range_of_read, range_of_tail
 from flowfabric.backends.sqlite import rows
 from flowfabric.backends.sqlite.apply import apply, store_stream
-from flowfabric.backends.sqlite.bells import Bells
-from flowfabric.backends.sqlite.frames import range_of_read, range_of_tail, read_attempt, read_run
+from flowfabric.backends.sqlite.frames import read_attempt, read_run
 from flowfabric.backends.sqlite.readers import Readers
 from flowfabric.backends.sqlite.rows import Row, Snapshot
-from flowfabric.backends.sqlite.waiting import wait_for
 from flowfabric.backends.sqlite.writer import Transaction, Writer
+from flowfabric.backends.waiting import wait_for
 from flowfabric.contract import limits
 from flowfabric.contract.errors import ResourceExhausted
 from flowfabric.contract.ids import execution_uuid
@@ -76,11 +77,11 @@ class SqliteStreams:
             return read_attempt(snapshot, row, command.attempt_index, span)
 
         first = await self._limited(lambda: self._readers.read(look))
-        if command.wait_ms == 0 or _is_enough(first):
+        if command.wait_ms == 0 or is_enough(first):
             return first
         return await wait_for(
             lambda: self._readers.read(look),
-            _is_enough,
+            is_enough,
             bells=self._bells,
             uuid=execution_uuid(command.execution_id),
             wait_ms=command.wait_ms,
@@ -100,10 +101,6 @@ class SqliteStreams:
             return await read()
         finally:
             self._reading -= 1
-
-
-def _is_enough(page: FramePage) -> bool:
-    return bool(page.frames) or page.trimmed or page.closed_at_ms is not None
 
 
 def _append(transaction: Transaction, command: StreamAppend) -> FramesAppended:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from typing import Final
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import Bells
 from flowfabric.backends.clock import Clock, ManualClock
 from flowfabric.backends.sqlite import faults, rows
-from flowfabric.backends.sqlite.bells import Bells
 from flowfabric.backends.sqlite.readers import Readers
 from flowfabric.backends.sqlite.rows import Snapshot
 from flowfabric.backends.sqlite.writer import Transaction, Writer
+from flowfabric.backends.waiting import wait_until_due
 from flowfabric.contract.backend import Due, DueBatch, DueKind
 from flowfabric.contract.ids import Namespace, WorkerInstance
 
@@ -39,28 +39,13 @@ class SqliteTimers:
 
     async def wait_change(self, until_ms: int | None, timeout_s: float) -> None:
         """Wait until the store's clock reaches `until_ms`, something is due earlier than that, or the timeout."""
-        deadline = time.monotonic() + timeout_s
-        waiter = self._bells.add_timer(until_ms)
-        try:
-            # What was rung after the latest `read_due` began may not have been part of what it saw.
-            rung_ms = self._bells.earliest_due_ms
-            if rung_ms is not None and (until_ms is None or rung_ms < until_ms):
-                return
-            while True:
-                left_s = deadline - time.monotonic()
-                if until_ms is not None:
-                    until_s = (until_ms - self._clock.now_ms()) / 1_000
-                    if until_s <= 0:
-                        return
-                    if not isinstance(self._clock, ManualClock):
-                        left_s = min(left_s, until_s)
-                if left_s <= 0:
-                    return
-                if await waiter.wait(left_s):
-                    self._bells.refuse_closed()
-                    return
-        finally:
-            self._bells.remove_timer(waiter)
+        await wait_until_due(
+            self._bells,
+            until_ms,
+            timeout_s,
+            now_ms=self._clock.now_ms,
+            is_manual=isinstance(self._clock, ManualClock),
+        )
 
     async def sweep(self) -> int:
         """Forget expired idempotency keys and give free space back, a bounded step at a time."""

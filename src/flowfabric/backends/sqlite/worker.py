@@ -23,6 +23,8 @@ from flowfabric.contract.worker import (
     WorkerRefreshed,
     WorkerRegister,
     WorkerRegistered,
+    info,
+    is_alive,
 )
 from flowfabric.rules import lease as lease_rules, worker as rules
 
@@ -122,7 +124,7 @@ def live_workers(snapshot: Snapshot, namespace: str) -> list[WorkerRecord]:
     found = [
         rows.decode_worker(stored) for (stored,) in snapshot.all(_SQL["of_namespace"], (namespace, _LIVE_MAX))
     ]
-    return [worker for worker in found if rules.is_alive(worker, snapshot.now_ms)]
+    return [worker for worker in found if is_alive(worker, snapshot.now_ms)]
 
 
 def renewed(transaction: Transaction, namespace: str, instance: str) -> None:
@@ -152,7 +154,7 @@ def _list(snapshot: Snapshot, command: WorkerList) -> WorkerPage:
     workers = [rows.decode_worker(stored) for (stored,) in found[: command.limit]]
     return WorkerPage(
         workers=tuple(
-            rules.info(
+            info(
                 worker,
                 snapshot.first(_SQL["count_held"], (f"{worker.namespace} {worker.worker_instance}",))[0],
                 snapshot.now_ms,

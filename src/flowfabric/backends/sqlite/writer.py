@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from flowfabric.backends import assets
+from flowfabric.backends.bells import Bells, Wake, hop
 from flowfabric.backends.clock import Clock
 from flowfabric.backends.sqlite import faults, opening
-from flowfabric.backends.sqlite.bells import Bells, Wake, hop
 from flowfabric.backends.sqlite.catalog import Catalog
 from flowfabric.backends.sqlite.news import News
 from flowfabric.backends.sqlite.opening import Target

@@ -1,11 +1,30 @@
-"""Which index entries an execution must have, derived from its record alone."""
+"""Which index entries an execution must have, derived from its record alone.
+
+Backends write them with every change of the record and check them against it; the derivation is the same for all.
+"""
 
 from __future__ import annotations
+
+import msgspec
 
 from flowfabric.contract.backend import DueKind
 from flowfabric.contract.execution import ExecutionDefinition, ExecutionRecord
 from flowfabric.contract.states import EligibilityState, LifecyclePhase, OwnershipState
-from flowfabric.rules.decision import IndexEntries
+
+
+class IndexEntries(msgspec.Struct, frozen=True, kw_only=True):
+    """What an execution's index entries must be, derived from its record."""
+
+    ready: bool
+    """It is in the eligible index of its lane and route, by (priority, eligible_since_ms, id)."""
+    due_kind: str | None
+    due_at_ms: int | None
+    """Its earliest timer."""
+    holder: str | None
+    """`<namespace> <instance>` of the worker that holds its lease (a record with ownership `leased`)."""
+    claim_id: str | None
+    lost_at_ms: int | None
+    """When its lease was lost, while nobody has taken over."""
 
 
 def is_ready(record: ExecutionRecord) -> bool:

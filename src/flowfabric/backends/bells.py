@@ -111,6 +111,8 @@ class Bells:
         self._timers: Final[set[TimerWaiter]] = set()
         self._closed: str | None = None
         self.claims_waiting = 0
+        self.on_unclaimed: Callable[[Topic, int], None] | None = None
+        """Told of tokens for work that fit nobody here, where bells of other processes could ring instead."""
         self.earliest_due_ms: int | None = None
         """The earliest instant rung since a reader of the due-time index last set this to None."""
 
@@ -220,26 +222,45 @@ class Bells:
 
     def ring_work(self, topic: Topic, count: int = 1) -> list[Wake]:
         """Give `count` tokens for work to as many claims that fit; idle ones first, in the order they came."""
-        if not self.claims_waiting:
-            return []
         wakes: list[Wake] = []
-        with self._lock:
-            busy: list[ClaimWaiter] = []
-            for waiter in self._claims.get((topic.namespace, topic.lane), ()):
-                if waiter.token is not None or not waiter.fits(topic):
-                    continue
-                if not waiter.idle:
-                    busy.append(waiter)
-                    continue
-                waiter.token = topic
-                waiter.idle = False
-                wakes.append((waiter.loop, waiter.wake))
-                if len(wakes) >= count:
-                    return wakes
-            # Nobody idle: whoever looks right now may have looked too early, so it has to look again.
-            for waiter in busy[: count - len(wakes)]:
-                waiter.token = topic
+        left = count
+        if self.claims_waiting:
+            with self._lock:
+                wakes, left = self._give_tokens(topic, count)
+        if left and self.on_unclaimed is not None:
+            self.on_unclaimed(topic, left)
         return wakes
+
+    def _give_tokens(self, topic: Topic, count: int) -> tuple[list[Wake], int]:
+        wakes: list[Wake] = []
+        busy: list[ClaimWaiter] = []
+        for waiter in self._claims.get((topic.namespace, topic.lane), ()):
+            if waiter.token is not None or not waiter.fits(topic):
+                continue
+            if not waiter.idle:
+                busy.append(waiter)
+                continue
+            waiter.token = topic
+            waiter.idle = False
+            wakes.append((waiter.loop, waiter.wake))
+            if len(wakes) >= count:
+                return wakes, 0
+        # Nobody idle: whoever looks right now may have looked too early, so it has to look again.
+        looking = busy[: count - len(wakes)]
+        for waiter in looking:
+            waiter.token = topic
+        return wakes, count - len(wakes) - len(looking)
+
+    def count_idle(self, topic: Topic) -> int:
+        """Count the claims that sleep and would be woken for this work."""
+        if not self.claims_waiting:
+            return 0
+        with self._lock:
+            return sum(
+                1
+                for waiter in self._claims.get((topic.namespace, topic.lane), ())
+                if waiter.idle and waiter.fits(topic)
+            )
 
     def ring_lane(self, lane: str) -> list[Wake]:
         """Wake every claim on a lane: its state changed."""

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given, strategies as st
 from msgspec.structs import replace
 
+from flowfabric.contract.creating import deadline_ms, digest, effective_policy, place, route_of
 from flowfabric.contract.execution import ExecutionCreate
 from flowfabric.contract.ids import PartitionCounts, mint_execution_id
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import ExecutionPolicy, KindDefaults
-from flowfabric.rules.creating import deadline_ms, digest, effective_policy, place, route_of
 from tests.contract.test_policies import POLICIES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -12,6 +12,7 @@ from flowfabric.contract.execution import (
     ExecutionInfo,
     ExecutionSnapshot,
     LeaseSummary,
+    Loaded,
     ResultCancelled,
     ResultCompleted,
     ResultExpired,
@@ -33,7 +34,6 @@ from flowfabric.contract.states import (
     TerminalOutcome,
 )
 from flowfabric.contract.worker import WorkerRecord
-from flowfabric.rules.decision import Loaded
 
 
 def info(loaded: Loaded) -> ExecutionInfo:
