@@ -14,10 +14,12 @@ PYTHON ?=
 CANDIDATES := python3.13 python3.12 python3.11 python3
 BACKEND ?= sqlite
 ARGS ?=
+TESTS ?= tests
 JOBS ?= 2
 KILLS ?= 500
+UPGRADE ?=
 LOCK_FLAGS := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --no-header --no-annotate --upgrade
+	--no-emit-find-links --no-header --no-annotate $(UPGRADE)
 
 .PHONY: help venv demo test check fmt bench faults docs lock clean
 
@@ -25,23 +27,26 @@ help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.12   the interpreter for .venv (default: the first of $(CANDIDATES) that is >= 3.11)'
-	@echo '  BACKEND=sqlite      the store of the demo'
+	@echo '  BACKEND=valkey      the store of the demo (default: sqlite); a server of its own is started for it'
+	@echo '  TESTS=tests/cli     what test runs (default: all)'
+	@echo '  FLOWFABRIC_VALKEY_SERVER=/path/to/valkey-server   for the demo and the tests (default: on the PATH, else a wheel)'
 	@echo '  ARGS="..."          passed on to demo, test and bench'
 
 venv: $(VENV)/.dev ## Make .venv with everything for development
 
-demo: $(VENV)/.runtime ## Run the example job to its end (ARGS="--help" shows its options)
+demo: $(VENV)/.runtime $(if $(filter-out sqlite,$(BACKEND)),$(VENV)/.stores) ## Run the example job to its end (ARGS="--help" shows its options)
 	@$(PY) -m examples.code_census --backend $(BACKEND) $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
-	$(PY) -m pytest -n $(JOBS) tests $(ARGS)
+	$(PY) -m pytest -n $(JOBS) $(TESTS) $(ARGS)
 
-check: $(VENV)/.dev ## Run formatter, linter, types, layers, spelling and the architecture tests
+check: $(VENV)/.dev ## Run formatter, linters, types, layers, spelling and the architecture tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/codespell
+	$(PY) -m tests.architecture.lua
 	$(PY) -m pytest -q tests/architecture
 
 fmt: $(VENV)/.dev ## Format the code and repair what the linter can repair
@@ -60,13 +65,14 @@ docs: $(VENV)/.dev ## Generate the reference pages
 
 # The locks are plain hashed requirements files; uv is fetched into a place of its own and never into .venv.
 # Later locks are constrained by the first, so that one environment can hold them all.
-lock: $(VENV)/.runtime ## Renew the hashed locks from pyproject.toml
+lock: $(VENV)/.runtime ## Make the hashed locks agree with pyproject.toml (UPGRADE=--upgrade: newest versions)
 	@set -eu; dir="$$(mktemp -d)"; trap 'rm -rf "$$dir"' EXIT; \
 	$(PY) -m venv "$$dir"; "$$dir/bin/python" -m pip --disable-pip-version-check --quiet install uv; \
 	uv="$$dir/bin/uv pip compile $(LOCK_FLAGS)"; \
 	$$uv --all-extras --group dev pyproject.toml -o requirements/dev.txt; \
 	$$uv --constraints requirements/dev.txt pyproject.toml -o requirements/runtime.txt; \
 	$$uv --constraints requirements/dev.txt --group backend -o requirements/backend.txt; \
+	$$uv --constraints requirements/dev.txt --group stores -o requirements/stores.txt; \
 	echo 'renewed requirements/*.txt'
 
 clean: ## Remove .venv and everything generated
@@ -74,7 +80,8 @@ clean: ## Remove .venv and everything generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the virtual environment ---------------------------------------------------------------------------------------
-# Two stamps: the demo needs the runtime alone, development adds the rest. A stamp is older than its lock: install again.
+# Three stamps: the demo needs the runtime alone, on another store that store's driver and server, too; development
+# adds the rest. A stamp is older than its lock: install again.
 
 $(PY):
 	@set -u; python=''; \
@@ -101,6 +108,11 @@ $(VENV)/.runtime: requirements/runtime.txt requirements/backend.txt pyproject.to
 	@echo 'installing the runtime'
 	@$(PIP) install --require-hashes -r requirements/runtime.txt -r requirements/backend.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stores: requirements/stores.txt $(VENV)/.runtime
+	@echo 'installing drivers and servers of other stores'
+	@$(PIP) install --require-hashes -r requirements/stores.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime

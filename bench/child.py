@@ -11,18 +11,25 @@ from typing import Any, Final
 
 SCENARIOS: Final = {
     "drain": "bench.drain:drain",
-    "bare": "bench.drain:bare",
+    "bare_sqlite": "bench.bare_sqlite:bare",
+    "bare_valkey": "bench.bare_valkey:bare",
+    "order": "bench.order:order",
     "create_many": "bench.drain:create_many",
     "create_single": "bench.drain:create_single",
     "flat": "bench.drain:flat",
     "worker": "bench.sdk:worker_drain",
+    "http_workers": "bench.sdk:http_worker_drain",
+    "http_worker": "bench.sdk:http_worker",
     "http_create": "bench.load:http_create",
     "memory": "bench.load:memory",
     "wake_one_process": "bench.wake:one_process",
     "wake_across": "bench.wake:across_processes",
     "wake_http": "bench.wake:over_http",
     "submitter": "bench.wake:submitter",
+    "bursts": "bench.crowd:bursts",
+    "routing": "bench.crowd:routing",
     "idle_dev": "bench.idle:idle_dev",
+    "idle_system": "bench.idle:idle_system",
 }
 
 

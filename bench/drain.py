@@ -1,23 +1,27 @@
-"""Draining and filling an SQLite store in one process, and the bare loop it is compared with."""
+"""Draining and filling a store from one process, with the store opened directly.
+
+A slot's completion goes out with its next claim. `most` is how many executions one claim takes: 16 slots are 16
+callers with `most=1`, or two that take 8 each, which is how a worker with 16 slots claims under load.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import tempfile
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
-from bench.measure import Stopwatch, rate_row
-from flowfabric.backends import assets, connect
-from flowfabric.contract.backend import Backend
+from bench.stores import Place, place
+from flowfabric.backends import connect
+from flowfabric.contract.backend import Backend, Stores
 from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionCreateMany
 from flowfabric.contract.ids import Kind, Lane, WorkerId, WorkerInstance, mint_uuid
 from flowfabric.contract.lease import Lease, LeaseClaim
 from flowfabric.contract.payloads import Payload
 
-LANE = Lane("bench")
-KIND = Kind("bench")
+LANE: Final = Lane("bench")
+KIND: Final = Kind("bench")
+FILL_BATCH: Final = 1_000
+EMPTY_MAX: Final = 1_000
 
 
 def payload(size: int) -> Payload:
@@ -25,24 +29,20 @@ def payload(size: int) -> Payload:
     return Payload(b'"' + b"x" * (size - 2) + b'"')
 
 
-async def fill(backend: Backend, count: int, size: int) -> None:
+async def fill(backend: Backend, count: int, size: int, lane: Lane = LANE) -> None:
     """Create `count` executions in batches of 1,000."""
-    body = payload(size)
-    for start in range(0, count, 1_000):
-        chunk = min(1_000, count - start)
-        await backend.execution.create_many(
-            ExecutionCreateMany(
-                executions=tuple(ExecutionCreate(kind=KIND, lane=LANE, input=body) for _ in range(chunk))
-            )
-        )
+    one = ExecutionCreate(kind=KIND, lane=lane, input=payload(size))
+    for start in range(0, count, FILL_BATCH):
+        batch = (one,) * min(FILL_BATCH, count - start)
+        await backend.execution.create_many(ExecutionCreateMany(executions=batch))
 
 
-def claim_command(slot: int, most: int = 1, wait_ms: int = 0) -> LeaseClaim:
+def claim_command(slot: int, most: int = 1, wait_ms: int = 0, lane: Lane = LANE) -> LeaseClaim:
     """Build a claim."""
     return LeaseClaim(
         worker_id=WorkerId("bench"),
         worker_instance=WorkerInstance(f"bench-{slot}"),
-        lanes=(LANE,),
+        lanes=(lane,),
         kinds=(KIND,),
         max_tasks=most,
         wait_ms=wait_ms,
@@ -50,146 +50,138 @@ def claim_command(slot: int, most: int = 1, wait_ms: int = 0) -> LeaseClaim:
     )
 
 
-async def slot_loop(backend: Backend, slot: int, result: Payload, limit: int | None = None) -> int:
-    """Claim and complete until nothing is left (or `limit` are done): each completion goes out with the next claim."""
-    done = 0
-    leases = (await backend.lease.claim(claim_command(slot))).leases
-    while leases:
-        lease: Lease = leases[0]
-        completing = backend.execution.complete(
-            ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence, result=result)
-        )
-        done += 1
-        if limit is not None and done >= limit:
-            await completing
-            break
-        _, claimed = await asyncio.gather(completing, backend.lease.claim(claim_command(slot)))
-        leases = claimed.leases
-    return done
+@dataclass
+class Work:
+    """What several slots do together: what is still to be claimed, and how often a claim wrongly found nothing."""
+
+    left: int
+    claims: int = 0
+    empty: int = 0
+
+    def claimed(self, leases: tuple[Lease, ...]) -> None:
+        """Count a claim's answer."""
+        self.claims += 1
+        if not leases and self.left > 0:
+            self.empty += 1
+            if self.empty > EMPTY_MAX:
+                raise RuntimeError(f"{self.left} executions are never found")
+        self.left -= len(leases)
 
 
-async def drain(tasks: int, slots: int, size: int) -> dict[str, Any]:
+async def slot_loop(stores: Stores, slot: int, result: Payload, work: Work, most: int = 1) -> None:
+    """Claim and complete until all is claimed; each completion goes out with the next claim."""
+    completing: list[Any] = []
+    while work.left > 0 or completing:
+        claiming = [stores.lease.claim(claim_command(slot, most))] if work.left > 0 else []
+        *_, last = await asyncio.gather(*completing, *claiming)
+        if not claiming:
+            return
+        leases: tuple[Lease, ...] = last.leases
+        work.claimed(leases)
+        completing = [
+            stores.execution.complete(
+                ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence, result=result)
+            )
+            for lease in leases
+        ]
+
+
+async def run_slots(stores: Stores, work: Work, slots: int, most: int, size: int) -> None:
+    """Let all slots work until everything is claimed and completed."""
+    result = payload(size)
+    await asyncio.gather(*(slot_loop(stores, slot, result, work, most) for slot in range(slots // most)))
+
+
+# Scenarios --------------------------------------------------------------------------------------------------------
+
+
+async def drain(store: str, tasks: int, slots: int, size: int, most: int) -> dict[str, Any]:
     """Pre-submit, then claim and complete everything with `slots` concurrent slots."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = await connect(f"sqlite:///{folder}/bench.db")
+    async with place(store) as where:
+        backend = await connect(where.url)
         await fill(backend, tasks, size)
-        result = payload(size)
-        watch = Stopwatch().start()
-        done = await asyncio.gather(*(slot_loop(backend, slot, result) for slot in range(slots)))
-        watch.stop()
+        spread = share(where)
+        work = Work(tasks)
+        meter = where.meter().start()
+        await run_slots(backend, work, slots, most, size)
+        meter.stop()
         await backend.close()
-    if sum(done) != tasks:
-        raise RuntimeError(f"drained {sum(done)} of {tasks}")
-    return rate_row(tasks, watch)
+    return meter.figures(tasks, empty_claims=work.empty, **spread)
 
 
-async def bare(tasks: int, group: int, size: int) -> dict[str, Any]:
-    """Write the rows that claim and complete write, into the same tables, with nothing around the statements.
-
-    The store is filled as for `drain`; then a loop over the standard library's sqlite3 commits `group` completions and
-    `group` claims at a time, with records and events as large as the real ones.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        backend = await connect(f"sqlite:///{folder}/bench.db")
-        await fill(backend, tasks, size)
-        await backend.close()
-        connection = sqlite3.connect(Path(folder) / "bench.db", isolation_level=None, cached_statements=256)
-        connection.executescript("pragma synchronous=full; pragma wal_autocheckpoint=0;")
-        watch = Stopwatch().start()
-        _write_rows(connection, tasks, group, b"x" * size)
-        watch.stop()
-        connection.close()
-    return rate_row(tasks, watch)
+def share(where: Place) -> dict[str, Any]:
+    """Say how executions are spread over a cluster's primaries: the least and the largest share, in percent."""
+    if len(where.nodes) < 2:
+        return {}
+    counts = [0] * len(where.nodes)
+    for number, node in enumerate(where.nodes):
+        cursor = "0"
+        while True:
+            found, keys = node.call("SCAN", cursor, "MATCH", "{fp:*}:x:*", "COUNT", 10_000)
+            counts[number] += len(keys)
+            cursor = found.decode()
+            if cursor == "0":
+                break
+    total = sum(counts)
+    return {"share_least": min(counts) / total * 100, "share_most": max(counts) / total * 100}
 
 
-def _write_rows(connection: sqlite3.Connection, tasks: int, group: int, body: bytes) -> None:
-    apply = assets.named("flowfabric.backends.sqlite", "sql/apply.sql")
-    best = assets.named("flowfabric.backends.sqlite", "sql/claim.sql")["best"]
-    load = assets.named("flowfabric.backends.sqlite", "sql/rows.sql")["load_seq"]
-    update, event, result = apply["update_execution"], apply["insert_event"], apply["insert_result"]
-    (route,) = connection.execute("select id from route").fetchone()
-    active, ended, happened = b"a" * 760, b"e" * 1_040, b"h" * 300
-    held: list[int] = []
-    left, event_id = tasks, 0
-    while left or held:
-        connection.execute("begin immediate")
-        for seq in held:
-            connection.execute(load, (seq,)).fetchone()
-            event_id += 2
-            connection.execute(
-                update, ("completed", None, 1, 2_000_000 + seq, "retention", None, None, None, ended, seq)
-            )
-            connection.execute(result, (seq, "application/json", body))
-            connection.execute(event, (event_id, seq, happened))
-        rows = connection.execute(best, (route, min(group, left))).fetchall() if left else []
-        held = [row[0] for row in rows]
-        for seq in held:
-            event_id += 2
-            columns = (
-                "active",
-                None,
-                1,
-                1_000_000 + seq,
-                "lease_expiry",
-                "default bench-1",
-                mint_uuid(),
-                None,
-                active,
-            )
-            connection.execute(update, (*columns, seq))
-            connection.execute(event, (event_id + 1, seq, happened))
-        left -= len(held)
-        connection.execute("commit")
-
-
-async def create_many(tasks: int, size: int) -> dict[str, Any]:
+async def create_many(store: str, tasks: int, size: int) -> dict[str, Any]:
     """Create executions in batches of 1,000."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = await connect(f"sqlite:///{folder}/bench.db")
-        await fill(backend, 1_000, size)
-        watch = Stopwatch().start()
+    async with place(store) as where:
+        backend = await connect(where.url)
+        await fill(backend, FILL_BATCH, size)
+        meter = where.meter().start()
         await fill(backend, tasks, size)
-        watch.stop()
+        meter.stop()
         await backend.close()
-    return rate_row(tasks, watch)
+    return meter.figures(tasks)
 
 
-async def create_single(tasks: int, callers: int, size: int) -> dict[str, Any]:
+async def create_single(store: str, tasks: int, callers: int, size: int) -> dict[str, Any]:
     """Create executions one by one from concurrent callers."""
-    body = payload(size)
+    one = ExecutionCreate(kind=KIND, lane=LANE, input=payload(size))
     left = tasks
-
-    with tempfile.TemporaryDirectory() as folder:
-        backend = await connect(f"sqlite:///{folder}/bench.db")
-        await fill(backend, 1_000, size)
+    async with place(store) as where:
+        backend = await connect(where.url)
+        await fill(backend, FILL_BATCH, size)
 
         async def caller() -> None:
             nonlocal left
             while left > 0:
                 left -= 1
-                await backend.execution.create(ExecutionCreate(kind=KIND, lane=LANE, input=body))
+                await backend.execution.create(one)
 
-        watch = Stopwatch().start()
+        meter = where.meter().start()
         await asyncio.gather(*(caller() for _ in range(callers)))
-        watch.stop()
+        meter.stop()
         await backend.close()
-    return rate_row(tasks, watch)
+    return meter.figures(tasks)
 
 
-async def flat(waiting: int, claims: int, slots: int) -> dict[str, Any]:
-    """Claim and complete with `waiting` executions in the queue; the depth is held by creating as many."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = await connect(f"sqlite:///{folder}/bench.db")
-        await fill(backend, waiting + slots, 64)
-        result = payload(64)
-        # One round warms caches; the second is measured.
-        for measured in (False, True):
-            watch = Stopwatch().start()
-            await asyncio.gather(
-                *(slot_loop(backend, slot, result, limit=claims // slots) for slot in range(slots))
-            )
-            watch.stop()
-            if not measured:
-                await fill(backend, claims, 64)
+async def flat(
+    store: str, waiting: int, claims: int, slots: int, most: int = 1, lanes: int = 1
+) -> dict[str, Any]:
+    """Claim and complete with `waiting` executions in the queue.
+
+    The depth is held: after every tenth of the claims as many executions are created, outside the measurement. With
+    several lanes the others hold one execution each, and the worker serves its own lane alone.
+    """
+    step = max(slots, claims // 10 // slots * slots)
+    async with place(store) as where:
+        backend = await connect(where.url)
+        for number in range(1, lanes):
+            await fill(backend, 1, 64, Lane(f"other-{number}"))
+        await fill(backend, waiting, 64)
+        meter = where.meter()
+        done = 0
+        # The first step warms caches and is not measured.
+        for number in range(claims // step + 1):
+            await fill(backend, step, 64)
+            measuring = meter if number else where.meter()
+            measuring.start()
+            await run_slots(backend, Work(step), slots, most, 64)
+            measuring.stop()
+            done += step if number else 0
         await backend.close()
-    return rate_row(claims // slots * slots, watch)
+    return meter.figures(done)

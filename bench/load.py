@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import uuid
 from typing import Any
 
+from bench.drain import Work, run_slots
 from bench.measure import Stopwatch, process_cpu_s, resident_bytes
 from bench.processes import serving
+from bench.servers import cores, on_core
+from bench.stores import SQLITE, place
+from flowfabric.client.http import HttpStores
 
 
 class _Connection(asyncio.Protocol):
@@ -86,41 +89,42 @@ async def fire(url: str, tasks: int, connections: int, size: int) -> Stopwatch:
     return watch.stop()
 
 
-async def http_create(tasks: int, connections: int, size: int) -> dict[str, Any]:
-    """Create over HTTP from one load generator to one server process."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with serving(f"sqlite:///{folder}/bench.db") as server:
+async def http_create(store: str, tasks: int, connections: int, size: int) -> dict[str, Any]:
+    """Create over HTTP from one load generator to one server process.
+
+    The server has the first core to itself; the load generator and a store that is a process share the last.
+    """
+    found = cores()
+    first, last = (found[0], found[-1]) if store != SQLITE and len(found) > 1 else (None, None)
+    with on_core(last):
+        async with place(store, pinned=False) as where, serving(where.url, core=first) as server:
             await fire(server.url, connections * 10, connections, size)
-            before = process_cpu_s(server.pid)
+            before, store_before = process_cpu_s(server.pid), where.cpu_s()
             watch = await fire(server.url, tasks, connections, size)
-            used = process_cpu_s(server.pid) - before
-    return {
+            used, store_used = process_cpu_s(server.pid) - before, where.cpu_s() - store_before
+    figures = {
         "per_s": tasks / watch.wall_s,
         "cpu_us": used / tasks * 1e6,
-        "client_cpu_us": watch.cpu_s / tasks * 1e6,
+        "load_cpu_us": watch.cpu_s / tasks * 1e6,
     }
+    return figures | ({"server_us": store_used / tasks * 1e6} if where.nodes else {})
 
 
-async def memory(tasks: int) -> dict[str, Any]:
+async def memory(store: str, tasks: int) -> dict[str, Any]:
     """Let executions pass through a server (created, claimed, completed over HTTP) and watch its resident memory."""
-    from bench.drain import slot_loop
-    from flowfabric.client.http import HttpStores
-    from flowfabric.contract.payloads import Payload
+    async with place(store, pinned=False) as where, serving(where.url) as server:
+        stores = HttpStores(server.url)
 
-    with tempfile.TemporaryDirectory() as folder:
-        async with serving(f"sqlite:///{folder}/bench.db") as server:
-            stores = HttpStores(server.url)
+        async def passing(count: int) -> None:
+            await fire(server.url, count, 50, 256)
+            await run_slots(stores, Work(count // 50 * 50), 16, 1, 64)
 
-            async def passing(count: int) -> None:
-                await fire(server.url, count, 50, 256)
-                await asyncio.gather(*(slot_loop(stores, slot, Payload(b"1")) for slot in range(16)))  # pyright: ignore[reportArgumentType]
-
+        await passing(tasks // 10)
+        before = resident_bytes(server.pid)
+        watch = Stopwatch().start()
+        for _ in range(10):
             await passing(tasks // 10)
-            before = resident_bytes(server.pid)
-            watch = Stopwatch().start()
-            for _ in range(10):
-                await passing(tasks // 10)
-            watch.stop()
-            grown = resident_bytes(server.pid) - before
-            await stores.close()
+        watch.stop()
+        grown = resident_bytes(server.pid) - before
+        await stores.close()
     return {"grown_mb": grown / 2**20, "resident_mb": before / 2**20, "per_s": tasks / watch.wall_s}

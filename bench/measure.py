@@ -1,4 +1,4 @@
-"""Measuring: rounds in fresh processes, medians, CPU of a process and its children, percentiles."""
+"""Measuring: rounds in fresh processes, medians, CPU time of a process, percentiles."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import math
 import os
 import platform
 import resource
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bench.servers import Build
 
 
 @dataclass
@@ -61,11 +63,6 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def rate_row(tasks: int, watch: Stopwatch, **more: Any) -> dict[str, Any]:
-    """Return a scenario's figures from a count and a stopwatch."""
-    return {"per_s": tasks / watch.wall_s, "cpu_us": watch.cpu_s / tasks * 1e6, **more}
-
-
 def run_child(scenario: str, options: dict[str, Any]) -> dict[str, Any]:
     """Run one round of a scenario in a fresh process and return its figures."""
     command = [sys.executable, "-m", "bench.child", scenario, json.dumps(options)]
@@ -75,31 +72,26 @@ def run_child(scenario: str, options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def medians(
-    scenario: str, options: dict[str, Any], rounds: int, tick: Callable[[str], None]
-) -> dict[str, Any]:
-    """Run a scenario several times and return the median of each numeric figure."""
-    results: list[dict[str, Any]] = []
-    for number in range(rounds):
-        tick(f"{scenario} {options or ''} round {number + 1}/{rounds}")
-        results.append(run_child(scenario, options))
+def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median of each numeric figure over several rounds, and of the rate the least and the largest."""
     merged: dict[str, Any] = {}
-    for key, value in results[0].items():
+    for key, value in rounds[0].items():
         if isinstance(value, (int, float)):
-            merged[key] = statistics.median(result[key] for result in results)
+            merged[key] = statistics.median(result[key] for result in rounds)
         else:
             merged[key] = value
-    merged["rounds"] = rounds
-    return merged
+    if len(rounds) > 1 and "per_s" in merged:
+        rates = [result["per_s"] for result in rounds]
+        merged |= {"per_s_least": min(rates), "per_s_most": max(rates)}
+    return merged | {"rounds": len(rounds)}
 
 
-def machine() -> dict[str, Any]:
+def machine(build: Build | None) -> dict[str, Any]:
     """Describe what the figures were taken on."""
-    import sqlite3
-
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "sqlite": sqlite3.sqlite_version,
+        "valkey": build.text if build is not None else "none",
     }

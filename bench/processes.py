@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from bench.servers import on_core
+
 
 @dataclass
 class Serving:
@@ -26,21 +28,16 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(store: str) -> AsyncIterator[Serving]:
+async def serving(store: str, *, core: int | None = None) -> AsyncIterator[Serving]:
     """Run `flowfabric serve` on a free port until the block ends."""
     port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "flowfabric",
-        "serve",
-        "--store",
-        store,
-        "--listen",
-        f"127.0.0.1:{port}",
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    with on_core(core):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "flowfabric", "serve"),
+            *("--store", store, "--listen", f"127.0.0.1:{port}"),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
     try:
         for _ in range(200):
             try:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 import time
 from typing import Any
 
 from bench.drain import KIND, LANE, claim_command
 from bench.measure import percentile
 from bench.processes import serving
+from bench.stores import place
 from flowfabric.backends import connect
 from flowfabric.contract.backend import Stores
 from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate
@@ -65,10 +65,10 @@ async def submitter(url: str, count: int) -> None:
     await stores.close()
 
 
-async def one_process(count: int) -> dict[str, Any]:
+async def one_process(store: str, count: int) -> dict[str, Any]:
     """Submit and work in one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = await connect(f"sqlite:///{folder}/bench.db")
+    async with place(store) as where:
+        backend = await connect(where.url)
         waits, _ = await asyncio.gather(_work(backend, count), _submit(backend, count))
         await backend.close()
     return _figures(waits)
@@ -96,14 +96,13 @@ async def _across(url: str, count: int) -> dict[str, Any]:
     return _figures(waits)
 
 
-async def across_processes(count: int) -> dict[str, Any]:
-    """Submit in one process, work in another, both on one file."""
-    with tempfile.TemporaryDirectory() as folder:
-        return await _across(f"sqlite:///{folder}/bench.db", count)
+async def across_processes(store: str, count: int) -> dict[str, Any]:
+    """Submit in one process, work in another, both with the store opened directly."""
+    async with place(store) as where:
+        return await _across(where.url, count)
 
 
-async def over_http(count: int) -> dict[str, Any]:
+async def over_http(store: str, count: int) -> dict[str, Any]:
     """Submit and work in two processes through a server."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with serving(f"sqlite:///{folder}/bench.db") as server:
-            return await _across(server.url, count)
+    async with place(store, pinned=False) as where, serving(where.url) as server:
+        return await _across(server.url, count)

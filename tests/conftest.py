@@ -1,12 +1,17 @@
-"""What every test shares: how much Hypothesis tries."""
+"""What every test shares: how much Hypothesis tries, and the servers of a session, started when first asked for."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import Final
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.valkey import session
+from tests.valkey.servers import Cluster, Node
 
 _QUIET: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
 
@@ -17,3 +22,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for jobs in the background; the processes that tests start must not inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end() -> Iterator[None]:
+    """End the session's servers with it."""
+    yield
+    session.close()
+
+
+@pytest.fixture
+def empty_node() -> Node:
+    """The session's Valkey server, without data. Shared: see `tests.valkey.session`."""
+    return session.empty_node()
+
+
+@pytest.fixture
+def empty_cluster() -> Cluster:
+    """The session's Valkey cluster, without data. Shared: see `tests.valkey.session`."""
+    return session.empty_cluster()

@@ -17,16 +17,27 @@ from flowfabric import backends
 from flowfabric.backends.clock import ManualClock
 from flowfabric.client.http import HttpStores
 from flowfabric.contract.backend import Backend
+from flowfabric.contract.ids import PartitionCounts
 from flowfabric.server.run import listening
 from flowfabric.server.settings import ServerSettings
 from tests.conformance.world import START_MS, World
+from tests.valkey import session
 
 STORES: Final[dict[str, Callable[[Path], str]]] = {
     "sqlite-memory": lambda folder: "sqlite:///:memory:",
     "sqlite-file": lambda folder: f"sqlite:///{folder / 'store.db'}",
+    "valkey": lambda folder: session.empty_node().url,
+    "valkey-cluster": lambda folder: session.empty_cluster().url,
 }
-"""How to open each store under test, given a folder of its own."""
+"""How to come by each store under test, empty, given a folder of its own. What cannot be started is an error."""
 
+OTHER_STORES: Final = tuple(name for name in STORES if not name.startswith("sqlite"))
+"""The stores that do not run the rules themselves."""
+
+FEW: Final = PartitionCounts(flow=16)
+"""For stores that keep each partition apart: some on every node of a cluster, and the tests stay quick."""
+
+FIRST: Final = next(iter(STORES))
 ALL: Final = os.environ.get("FLOWFABRIC_CONFORMANCE") == "all"
 REMOTE: Final = "remote"
 """Not another store but another way to the first one: through a server and the client that talks to it.
@@ -59,11 +70,17 @@ def access(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def emptied(store: str) -> str:
+    """Return the URL of one of the `OTHER_STORES`, empty from now on."""
+    return STORES[store](Path())
+
+
 @asynccontextmanager
 async def opened(access: str, folder: Path, clock: ManualClock) -> AsyncIterator[World]:
     """Open an empty store; through a server, if that is how it is to be reached."""
-    url = STORES.get(access, next(iter(STORES.values())))(folder)
-    backend = await backends.connect(url, clock=clock)
+    url = STORES[FIRST if access == REMOTE else access](folder)
+    partitions = FEW if access in OTHER_STORES else None
+    backend = await backends.connect(url, clock=clock, partitions=partitions)
     try:
         if access != REMOTE:
             yield World(backend, clock)

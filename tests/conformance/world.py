@@ -21,7 +21,7 @@ from flowfabric.backends.clock import ManualClock
 from flowfabric.contract.backend import Backend, Stores
 from flowfabric.contract.errors import FlowFabricError, Refused
 from flowfabric.contract.execution import ExecutionSnapshot
-from flowfabric.contract.ids import ExecutionId
+from flowfabric.contract.ids import ExecutionId, PartitionCounts
 from flowfabric.contract.lease import Lease, LeaseEvent
 from flowfabric.contract.operations import OPERATIONS
 from flowfabric.contract.payloads import Payload
@@ -166,6 +166,10 @@ class World:
         """Move the clock and do what is due then; return how many timers were served."""
         self.clock.advance(ms)
         return await run_due(self.backend)
+
+    async def partitions(self) -> PartitionCounts:
+        """Return how many partitions the store was made with."""
+        return (await self.backend.capabilities()).partitions
 
     # Getting somewhere --------------------------------------------------------------------------------------------
 

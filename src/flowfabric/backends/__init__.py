@@ -20,8 +20,10 @@ async def connect(
     """Open a store by its URL, made on first use.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite:///:memory:` for one that lives as long as it is
-    open. `clock` defaults to the host's. `partitions` are fixed when a store is made; later they must agree.
-    `retention_ms` is how long finished executions are kept when neither they nor their kind say.
+    open; `valkey://host:port/db`, `valkeys://` with TLS, `valkey+cluster://host:port,host:port`,
+    `valkey+unix:///path.sock`. `clock` defaults to the store's own or the host's. `partitions` are fixed when a store
+    is made; later they must agree. `retention_ms` is how long finished executions are kept when neither they nor
+    their kind say.
 
     Raises: Misuse when the URL names nothing that can be opened or the store is not ours to open, Corrupt when it is
     damaged, Unavailable when it cannot be reached. In none of these cases anything was changed.
@@ -34,8 +36,16 @@ async def connect(
             return await open_backend(
                 url, clock=clock or SystemClock(), partitions=partitions, retention_ms=retention_ms
             )
+        case "valkey" | "valkeys" | "valkey+cluster" | "valkeys+cluster" | "valkey+unix":
+            try:
+                from flowfabric.backends.valkey.backend import open_backend as open_valkey
+            except ModuleNotFoundError as error:
+                if error.name != "hiredis":
+                    raise
+                raise Misuse("a Valkey store needs the driver: pip install 'flowfabric[valkey]'") from error
+            return await open_valkey(url, clock=clock, partitions=partitions, retention_ms=retention_ms)
         case _:
             raise Misuse(
-                f"no store has the URL scheme {scheme[:20]!r}: use sqlite:///file.db, sqlite:////absolute/file.db or "
-                "sqlite:///:memory:"
+                f"no store has the URL scheme {scheme[:20]!r}: use sqlite:///file.db, sqlite:////absolute/file.db, "
+                "sqlite:///:memory:, valkey://host:port/0 or valkey+cluster://host:port,host:port"
             )

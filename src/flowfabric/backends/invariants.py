@@ -1,28 +1,38 @@
-"""What the record of one execution must satisfy by itself."""
+"""What a stored execution must satisfy: its record, its attempts, its history and its frames, each by itself.
+
+Pure checks of decoded records, the same for every backend; how they are stored, and what index entries must be, is
+checked elsewhere. Every problem names the invariant that is broken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from flowfabric.contract import limits
-from flowfabric.contract.execution import ExecutionRecord
+from flowfabric.contract.attempt import AttemptRecord
+from flowfabric.contract.execution import ExecutionRecord, Loaded
+from flowfabric.contract.indexing import due, is_ready
+from flowfabric.contract.lease import LeaseEvent
 from flowfabric.contract.states import (
     ATTEMPT_ENDED,
     LEGAL_VECTORS,
     AttemptRecordState,
     AttemptState,
+    FrameMode,
+    LeaseEventName,
     LifecyclePhase,
     OwnershipState,
     TerminalOutcome,
     derive_public_state,
 )
-from flowfabric.rules import execution as rules
-from flowfabric.rules.decision import Loaded
+from flowfabric.contract.stream import StreamRecord
 
 Problem = tuple[str, str]
 """(invariant, message)."""
 
-_LOST = (OwnershipState.LEASE_EXPIRED_RECLAIMABLE, OwnershipState.LEASE_REVOKED)
+_TAKEN: Final = (LeaseEventName.ACQUIRED, LeaseEventName.RECLAIMED)
+_LOST: Final = (OwnershipState.LEASE_EXPIRED_RECLAIMABLE, OwnershipState.LEASE_REVOKED)
 
 
 def check_record(loaded: Loaded, *, has_result: bool) -> Iterator[Problem]:
@@ -108,8 +118,8 @@ def _check_rest(record: ExecutionRecord) -> Iterator[Problem]:
             yield "S6 waiting has a wake-up", "it has ended and will never be removed"
         return
     woken = (
-        rules.is_ready(record)
-        or rules.due(record) is not None
+        is_ready(record)
+        or due(record) is not None
         or state.ownership_state is OwnershipState.LEASED
         or state.eligibility_state.value.startswith("blocked_by_")
     )
@@ -130,3 +140,109 @@ def _check_bounds(loaded: Loaded) -> Iterator[Problem]:
     ):
         if not 0 <= count <= most:
             yield "S8 attempts are bounded", f"{count} {name}, its policy allows {most}"
+
+
+def check_attempts(loaded: Loaded, stored: Sequence[tuple[int, AttemptRecord]]) -> Iterator[Problem]:
+    """Yield what is wrong with an execution's earlier attempts, which come by the number they are stored under."""
+    latest = loaded.record.attempt
+    before = loaded.record.total_attempt_count - 1
+    if [index for index, _ in stored] != list(range(max(before, 0))):
+        yield (
+            "S8 attempts are numbered",
+            f"{len(stored)} earlier attempts are stored, should be 0 to {before - 1}",
+        )
+    seen: set[str] = {latest.attempt_id} if latest is not None else set()
+    epoch = -1
+    for attempt_index, attempt in stored:
+        if attempt.attempt_index != attempt_index:
+            yield "S8 attempts are numbered", f"the record of attempt {attempt_index} is another's"
+        if attempt.attempt_id in seen:
+            yield "S8 attempts are numbered", f"attempt {attempt_index} has the id of another"
+        seen.add(attempt.attempt_id)
+        if attempt.state not in ATTEMPT_ENDED:
+            yield (
+                "S8 attempts are numbered",
+                f"attempt {attempt_index} was followed by another without having ended",
+            )
+        if attempt.lease_epoch <= epoch:
+            yield (
+                "S2 epochs increase",
+                f"attempt {attempt_index} has epoch {attempt.lease_epoch}, not above {epoch}",
+            )
+        epoch = max(epoch, attempt.lease_epoch)
+    if stored and latest is not None and latest.lease_epoch <= epoch:
+        yield "S2 epochs increase", f"the latest attempt has epoch {latest.lease_epoch}, not above {epoch}"
+
+
+def check_events(loaded: Loaded, stored: Iterable[tuple[int, LeaseEvent]]) -> Iterator[Problem]:
+    """Yield what is wrong with an execution's history, which comes by the numbers it is stored under, oldest first."""
+    epoch, at_ms, ends = -1, 0, 0
+    held: str | None = None
+    used: set[str] = set()
+    record = loaded.record
+    for event_id, event in stored:
+        if event.event_id != event_id:
+            yield "S20 events are ordered", f"event {event_id} carries id {event.event_id}"
+        if event.at_ms < at_ms:
+            yield "S20 events are ordered", f"event {event_id} is older than the one before it"
+        at_ms = event.at_ms
+        if event.name in _TAKEN:
+            if event.lease_epoch <= epoch:
+                yield "S2 epochs increase", f"event {event_id}: epoch {event.lease_epoch} follows {epoch}"
+            if held is not None:
+                yield "S1 one live lease", f"event {event_id}: a lease was given while {held} was held"
+            if event.lease_id is not None and event.lease_id in used:
+                yield "S2 epochs increase", f"event {event_id}: lease id {event.lease_id} was used before"
+            held = event.lease_id
+            used.add(held or "")
+        elif event.name is not LeaseEventName.RENEWED:
+            held = None
+        epoch = max(epoch, event.lease_epoch)
+        if event.outcome is not None:
+            ends += 1
+        if event.name is LeaseEventName.REPLAY_INITIATED:
+            ends = 0
+        if ends > 1:
+            yield "S6 one end", f"event {event_id} ends it once more"
+    if epoch > record.lease_epoch:
+        yield "S2 epochs increase", f"its history knows epoch {epoch}, its record {record.lease_epoch}"
+
+
+def check_frames(
+    attempt_index: int, stream: StreamRecord, frames: Iterable[tuple[int, int, int, FrameMode]]
+) -> tuple[int, list[Problem]]:
+    """Return how many frames an attempt has, and what is wrong with them.
+
+    frames: (ms, seq, sequence, mode), in the order of their ids.
+    """
+    kept = dict.fromkeys(FrameMode, 0)
+    problems: list[Problem] = []
+    name = f"attempt {attempt_index}"
+    sequence = 0
+    last = (0, 0)
+    for ms, seq, number, mode in frames:
+        kept[mode] += 1
+        if number <= sequence:
+            problems.append(("S20 frames are ordered", f"{name}: frame {number} follows {sequence}"))
+        sequence, last = number, (ms, seq)
+    counted = {
+        FrameMode.DURABLE: stream.durable_kept,
+        FrameMode.SUMMARY: stream.summary_kept,
+        FrameMode.BEST_EFFORT: stream.best_effort_kept,
+    }
+    if kept != counted:
+        problems.append(
+            (
+                "S20 frames are counted",
+                f"{name}: {sum(kept.values())} frames, {sum(counted.values())} counted",
+            )
+        )
+    if sequence > stream.last_sequence or last > (stream.last_ms, stream.last_seq):
+        problems.append(("S20 frames are ordered", f"{name}: a frame is newer than the stream's last"))
+    if stream.frame_count < sum(kept.values()) or stream.frame_count != stream.last_sequence:
+        problems.append(
+            ("S20 frames are counted", f"{name}: {stream.frame_count} frames ever, does not add up")
+        )
+    if (stream.trimmed_ms, stream.trimmed_seq) > (stream.last_ms, stream.last_seq):
+        problems.append(("S20 trimming is reported", f"{name}: more was removed than appended"))
+    return sum(kept.values()), problems

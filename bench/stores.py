@@ -1,0 +1,122 @@
+"""What a scenario measures on: an empty store of one kind, and meters for it.
+
+A place is SQLite in a folder of its own, one Valkey server, or a cluster; it is gone when the scenario is. A meter
+counts between `start` and `stop`, any number of times: wall time, this process's CPU, the store's CPU where the store
+is a process of its own, and the commands it got.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bench.measure import own_cpu_s
+from bench.servers import Build, Cluster, Valkey, best_build, cores
+
+SQLITE: Final = "sqlite"
+VALKEY: Final = "valkey"
+CLUSTER: Final = "valkey-cluster"
+STORES: Final = (SQLITE, VALKEY, CLUSTER)
+
+
+@dataclass
+class Place:
+    """An empty store."""
+
+    store: str
+    url: str
+    nodes: Sequence[Valkey] = ()
+    build: Build | None = None
+
+    def meter(self) -> Meter:
+        """Return a meter at zero."""
+        return Meter(self)
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds the store's processes have used; 0 when it has none."""
+        return sum(node.cpu_s() for node in self.nodes)
+
+    def calls(self) -> int:
+        """Return how many commands clients sent."""
+        return sum(node.calls() for node in self.nodes)
+
+    def commands(self) -> int:
+        """Return how many commands were executed, those inside functions included."""
+        return sum(node.commands() for node in self.nodes)
+
+
+@dataclass
+class Meter:
+    """Sums over every stretch between `start` and `stop`."""
+
+    place: Place
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    server_s: float = 0.0
+    _from: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0), repr=False)
+
+    def start(self) -> Meter:
+        """Begin a stretch."""
+        server = self.place.cpu_s()
+        self._from = (time.perf_counter(), own_cpu_s(), server)
+        return self
+
+    def stop(self) -> Meter:
+        """End a stretch."""
+        wall, cpu = time.perf_counter(), own_cpu_s()
+        self.wall_s += wall - self._from[0]
+        self.cpu_s += cpu - self._from[1]
+        self.server_s += self.place.cpu_s() - self._from[2]
+        return self
+
+    def figures(self, tasks: int, **more: Any) -> dict[str, Any]:
+        """Return tasks per second and CPU microseconds per task of this process (`cpu_us`) and of the store."""
+        found: dict[str, Any] = {"per_s": tasks / self.wall_s, "cpu_us": self.cpu_s / tasks * 1e6, **more}
+        if self.place.nodes:
+            found["server_us"] = self.server_s / tasks * 1e6
+        return found
+
+
+@asynccontextmanager
+async def place(store: str, *, pinned: bool = True) -> AsyncIterator[Place]:
+    """Make an empty store. `pinned`: servers on the last core and this process on the first."""
+    if store == SQLITE:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Place(store, f"sqlite:///{folder}/bench.db")
+        return
+    build = best_build()
+    if build is None:
+        raise RuntimeError("no valkey-server was found")
+    core = _separate(pinned=pinned)
+    cluster = Cluster(build, core=core) if store == CLUSTER else None
+    nodes = cluster.nodes if cluster is not None else [Valkey(build, core=core)]
+    try:
+        yield Place(store, _url(nodes, is_cluster=cluster is not None), nodes, build)
+    finally:
+        for node in nodes:
+            node.stop()
+
+
+def _url(nodes: Sequence[Valkey], *, is_cluster: bool) -> str:
+    if is_cluster:
+        return "valkey+cluster://" + ",".join(node.name for node in nodes)
+    return f"valkey://{nodes[0].name}/0"
+
+
+def _separate(*, pinned: bool) -> int | None:
+    """Move this process to the first core; return the one for the servers, None when they may go anywhere."""
+    found = cores()
+    if not pinned or len(found) < 2:
+        return None
+    os.sched_setaffinity(0, {found[0]})
+    return found[-1]
+
+
+def startable() -> list[str]:
+    """Return the stores that can be measured on this machine."""
+    return list(STORES) if best_build() is not None else [SQLITE]

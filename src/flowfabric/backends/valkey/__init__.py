@@ -1,0 +1,1 @@
+"""The Valkey backend: standalone or cluster, one atomic function per operation."""

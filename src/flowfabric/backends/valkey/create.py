@@ -1,0 +1,325 @@
+"""Creating executions in Valkey: one call each, or a thousand in a few pipelines.
+
+A create is one function call; an input that does not fit the record is staged before it in the same pipeline, under a
+key of its own, and adopted by the function. Whatever cannot be said in one round trip (a route nobody has registered,
+a staged input that was gone) is answered by the function, put right here and repeated: a create is safe to repeat,
+because its id is fixed before it is sent. What must stay true: a staged key is only ever set when it does not exist,
+so a pipeline that is sent again cannot give an adopted payload back its expiry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from flowfabric.backends import reply
+from flowfabric.backends.valkey import keys
+from flowfabric.backends.valkey.calling import AGAIN, MOVING, UNCONFIRMED, Again, Calls
+from flowfabric.backends.valkey.catalog import Catalog
+from flowfabric.backends.valkey.keys import Partition, Partitions
+from flowfabric.backends.valkey.record import INLINE_BYTES_MAX, encode_definition, pack, static_of
+from flowfabric.backends.valkey.wire import Answer, Command
+from flowfabric.contract import ids, limits
+from flowfabric.contract.creating import define, place, priority_of
+from flowfabric.contract.errors import (
+    Corrupt,
+    FlowFabricError,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+from flowfabric.contract.execution import (
+    ExecutionCreate,
+    ExecutionCreated,
+    ExecutionCreateMany,
+    ExecutionDefinition,
+    ExecutionDuplicate,
+    ExecutionsCreated,
+    ItemRefused,
+)
+from flowfabric.contract.ids import ExecutionId, PartitionCounts
+from flowfabric.contract.states import PublicState
+
+STAGED_MS: Final = 60_000
+"""How long a staged payload waits to be adopted."""
+CHUNK: Final = 64
+"""Items of a batch that are sent in one go; other callers' calls are sent in between."""
+CHUNKS_AT_ONCE: Final = 4
+_TRIES: Final = 8
+_RIDS_MAX: Final = 16_384
+_CREATE: Final = "execution_create"
+_ENCODE_TAGS: Final = msgspec.json.Encoder().encode
+_STATES: Final = {state.value.encode(): state for state in PublicState}
+
+Created = ExecutionCreated | ExecutionDuplicate
+Outcome = ExecutionCreated | ExecutionDuplicate | FlowFabricError
+
+
+def stage(key: str, data: bytes) -> Command:
+    """Return the command that stages a payload until a function adopts it."""
+    return ("SET", key, data, "PX", STAGED_MS, "NX")
+
+
+class _Prepared(msgspec.Struct):
+    """A create, ready to be sent."""
+
+    definition: ExecutionDefinition
+    priority: int
+    minted: bool
+    partition: Partition
+    rid: str
+    keys: tuple[str, ...]
+    staged: tuple[Command, ...]
+    given: dict[str, Any]
+
+
+class Creator:
+    """Creates executions in one store."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        partitions: Partitions,
+        catalog: Catalog,
+        counts: PartitionCounts,
+        retention_default_ms: int,
+    ) -> None:
+        self._calls = calls
+        self._partitions = partitions
+        self._catalog = catalog
+        self._counts = counts
+        self._retention_default_ms = retention_default_ms
+        self._rids: Final[dict[tuple[str, str, str], str]] = {}
+
+    async def create(self, command: ExecutionCreate) -> Created:
+        """Create one execution."""
+        command.check()
+        return await self._create(self._prepare(command))
+
+    async def create_many(self, command: ExecutionCreateMany) -> ExecutionsCreated:
+        """Create many, each with its own outcome; other callers' operations run in between."""
+        command.check()
+        items = command.executions
+        outcomes: list[Outcome] = []
+        chunks: deque[asyncio.Task[list[Outcome]]] = deque()
+        try:
+            for start in range(0, len(items), CHUNK):
+                chunks.append(asyncio.create_task(self._create_chunk(items[start : start + CHUNK])))
+                # While the store works on one chunk, the next one is prepared.
+                if len(chunks) > CHUNKS_AT_ONCE:
+                    outcomes += await chunks.popleft()
+            while chunks:
+                outcomes += await chunks.popleft()
+        except Unavailable as error:
+            await asyncio.gather(*chunks, return_exceptions=True)
+            if not outcomes and not isinstance(error, OutcomeUnknown):
+                raise
+            raise OutcomeUnknown(
+                f"part of the batch was created, then: {error.message}; repeat the batch"
+            ) from error
+        finally:
+            for chunk in chunks:
+                chunk.cancel()
+        return ExecutionsCreated(results=tuple(map(_result_of, outcomes)))
+
+    async def _create_chunk(self, items: Sequence[ExecutionCreate]) -> list[Outcome]:
+        """Create some of a batch; raise Unavailable when that failed for every one of them."""
+        outcomes: list[Outcome | None] = [None] * len(items)
+        by_slot: dict[int, list[tuple[int, _Prepared]]] = {}
+        is_cluster = self._calls.client.is_cluster
+        for at, item in enumerate(items):
+            try:
+                item.check()
+                prepared = self._prepare(item)
+            except Refused as refusal:
+                outcomes[at] = refusal
+                continue
+            # One server takes everything in one pipeline, whatever the slots.
+            by_slot.setdefault(prepared.partition.slot if is_cluster else 0, []).append((at, prepared))
+        left: list[tuple[int, _Prepared]] = []
+        heads: dict[tuple[int, str], tuple[_Prepared, int]] = {}
+        answered = await asyncio.gather(*(self._send(group) for group in by_slot.values()))
+        for group, answers in zip(by_slot.values(), answered, strict=True):
+            for (at, prepared), answer in zip(group, answers, strict=True):
+                outcome = answer if isinstance(answer, Unavailable) else self._read(prepared, answer, heads)
+                outcomes[at] = outcome
+                if outcome is None:
+                    left.append((at, prepared))
+        await asyncio.gather(
+            *(self._announce(prepared, score) for prepared, score in heads.values()),
+            *(self._finish(outcomes, at, prepared) for at, prepared in left),
+        )
+        found = [outcome for outcome in outcomes if outcome is not None]
+        failed = [outcome for outcome in found if isinstance(outcome, Unavailable)]
+        if failed and len(failed) == len(found):
+            raise failed[0]
+        return found
+
+    async def _send(self, group: Sequence[tuple[int, _Prepared]]) -> Sequence[Answer | Unavailable]:
+        """Send creates in one pipeline and return the replies of their functions, or why there are none."""
+        commands: list[Command] = []
+        places: list[int] = []
+        for _, prepared in group:
+            commands += prepared.staged
+            places.append(len(commands))
+            commands.append(self._calls.command(_CREATE, prepared.keys, **prepared.given))
+        try:
+            replies, is_confirmed = await self._calls.execute(group[0][1].partition, commands)
+        except Unavailable as error:
+            return [error] * len(group)
+        if not is_confirmed:
+            return [OutcomeUnknown(UNCONFIRMED)] * len(group)
+        return [replies[place] for place in places]
+
+    def _read(
+        self,
+        prepared: _Prepared,
+        answer: Answer,
+        heads: dict[tuple[int, str], tuple[_Prepared, int]],
+    ) -> Outcome | None:
+        """Return what a create in a pipeline came to; None when it has to be sent again by itself."""
+        if not isinstance(answer, list):
+            return None
+        code, head, due, *rest = answer
+        if code != 1:
+            text = reply.text(code)
+            return None if text in AGAIN or text == MOVING else reply.refusal(text, rest[0], rest[1:])
+        effects = self._calls.effects
+        if effects is not None and isinstance(due, int):
+            effects.due(prepared.partition, due)
+        if isinstance(head, int):
+            place = (prepared.partition.number, prepared.rid)
+            known = heads.get(place)
+            if known is None or head < known[1]:
+                heads[place] = (prepared, head)
+        return _created(prepared, rest)
+
+    async def _announce(self, prepared: _Prepared, score: int) -> None:
+        if self._calls.effects is not None:
+            await self._calls.effects.head(prepared.partition, prepared.rid, score)
+
+    async def _finish(self, outcomes: list[Outcome | None], at: int, prepared: _Prepared) -> None:
+        """Create one of a batch by itself."""
+        try:
+            outcomes[at] = await self._create(prepared)
+        except (Refused, Unavailable) as error:
+            outcomes[at] = error
+
+    async def _create(self, prepared: _Prepared) -> Created:
+        before = prepared.staged
+        for _ in range(_TRIES):
+            try:
+                found = await self._calls.call(
+                    prepared.partition,
+                    _CREATE,
+                    prepared.keys,
+                    rid=prepared.rid,
+                    before=before,
+                    **prepared.given,
+                )
+                return _created(prepared, found)
+            except Again as again:
+                # What was staged is still there, unless the answer says otherwise.
+                before = prepared.staged if again.code == "payload_missing" else ()
+                if again.code == "route_unregistered":
+                    await self._catalog.register(prepared.definition)
+                    prepared.given["route_ok"] = True
+        raise Unavailable("the input could not be staged: the store is too slow, or its clock jumps")
+
+    def _prepare(self, command: ExecutionCreate) -> _Prepared:
+        """Work out what is sent; refuse an id that does not fit."""
+        misplaced = place(command, self._counts)
+        if misplaced is not None:
+            raise misplaced
+        defaults = self._catalog.defaults(command.namespace, command.kind)
+        execution_id = command.execution_id or ids.mint_execution_id(
+            self._counts, namespace=command.namespace, idempotency_key=command.idempotency_key
+        )
+        definition = define(
+            command,
+            execution_id=execution_id,
+            defaults=defaults,
+            retention_default_ms=self._retention_default_ms,
+            now_ms=0,
+        )
+        partition = self._partitions.of(execution_id)
+        rid = self._rid(definition)
+        named = [
+            partition.execution(execution_id[-36:]),
+            partition.eligible(rid),
+            partition.due,
+            partition.all,
+            partition.lanes,
+        ]
+        if command.idempotency_key is not None:
+            hashed = keys.idempotency_hash(command.namespace, command.idempotency_key)
+            named.append(partition.idempotency(hashed))
+        payload, nonce = command.input, None
+        staged: tuple[Command, ...] = ()
+        if len(payload.data) > INLINE_BYTES_MAX:
+            nonce = keys.fresh_nonce()
+            named.append(partition.payload(nonce))
+            staged = (stage(named[-1], payload.data),)
+        window_ms = definition.policy.dedup_window_ms
+        priority = priority_of(command, defaults)
+        given = {
+            "route_ok": self._catalog.has_route(rid),
+            "static": pack(static_of(definition, rid, nonce, payload.content_type, len(payload.data))),
+            "definition": encode_definition(definition),
+            "tags": _ENCODE_TAGS(command.tags) if command.tags else None,
+            "inline": payload.data if nonce is None else b"",
+            "priority": priority,
+            "delay_until_ms": command.delay_until_ms,
+            "window_ms": window_ms if window_ms is not None else limits.DEDUP_WINDOW_DEFAULT_MS,
+        }
+        return _Prepared(
+            definition, priority, command.execution_id is None, partition, rid, tuple(named), staged, given
+        )
+
+    def _rid(self, definition: ExecutionDefinition) -> str:
+        key = (definition.namespace, definition.lane, definition.route)
+        rid = self._rids.get(key)
+        if rid is None:
+            if len(self._rids) >= _RIDS_MAX:
+                self._rids.clear()
+            rid = self._rids[key] = keys.route_id(*key)
+        return rid
+
+
+def _created(prepared: _Prepared, answer: Sequence[Any]) -> Created:
+    """Read the function's answer."""
+    definition = prepared.definition
+    match answer:
+        case [b"created", int(created_at_ms), bytes(state)]:
+            pass
+        case [b"duplicate", bytes(known), bytes(state), int(created_at_ms)]:
+            execution_id = ExecutionId(known.decode())
+            if not prepared.minted or execution_id != definition.execution_id:
+                return ExecutionDuplicate(execution_id=execution_id, public_state=_STATES[state])
+            # Only this call knows the id: an earlier sending of it was carried out.
+        case [b"duplicate", bytes(known)]:
+            return ExecutionDuplicate(execution_id=ExecutionId(known.decode()), public_state=None)
+        case _:
+            raise Corrupt("a create was answered with something that cannot be read")
+    return ExecutionCreated(
+        execution_id=definition.execution_id,
+        public_state=_STATES[state],
+        lane=definition.lane,
+        priority=prepared.priority,
+        created_at_ms=created_at_ms,
+    )
+
+
+def _result_of(outcome: Outcome) -> Created | ItemRefused:
+    if isinstance(outcome, FlowFabricError):
+        return ItemRefused(
+            code=outcome.code,
+            message=outcome.message,
+            retryable=outcome.retryable,
+            details=outcome.details,
+        )
+    return outcome

@@ -1,0 +1,395 @@
+"""The function library: how it is assembled from files, and how a function is called.
+
+A file `lua/<concept>/<verb>.lua` is the body of one function. Its header names the keys and arguments; from that the
+preamble is generated that checks them and binds them to local variables, so that nothing is counted by hand and a
+malformed call is refused before anything is read. Functions carry the hash of the whole library in their names: two
+versions live side by side. What must stay true: every key is checked to be of its kind and of one partition before a
+body runs, and time comes from the store (in test builds, which production never loads, from the caller).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from types import NoneType
+from typing import Any, Final, get_args, get_type_hints
+
+import msgspec
+
+from flowfabric.backends import assets
+from flowfabric.backends.valkey import constants
+from flowfabric.backends.valkey.record import COUNTERS, RARE_FROM, Packed, PackedAttempt, PackedStream, Static
+
+PACKAGE: Final = "flowfabric.backends.valkey"
+SHARED: Final = ("_base", "_sha256", "_record", "_transitions", "_fencing", "_taking")
+"""Files that others build on, in this order; every other `_*.lua` follows by name."""
+
+PARTITION_KINDS: Final[Mapping[str, str]] = {
+    "execution": "x:",
+    "eligible": "q:",
+    "due": "due",
+    "own": "own",
+    "lost": "lost",
+    "all": "all",
+    "lanes": "lanes",
+    "idempotency": "k:",
+    "payload": "p:",
+    "durable": "sd:",
+    "summary": "ss:",
+    "lossy": "sb:",
+}
+GLOBAL_KINDS: Final[Mapping[str, str]] = {
+    "meta": "meta",
+    "registry": "lanes",
+    "routes": "routes:",
+    "hints": "h:",
+    "held": "held",
+    "bell": "bell:",
+    "due_hints": "due",
+    "claim": "c:",
+    "workers": "workers:",
+    "workerdue": "workerdue",
+    "worker_due": "workerdue",
+    "due_held": "dueheld",
+    "defaults": "defaults",
+    "libraries": "libs",
+    "sweeper": "sweeper",
+}
+"""Kinds of keys and how they go on after the hash tag; a kind that ends in `:` is followed by a name."""
+
+_HEADER: Final = re.compile(r"^-- (KEYS|ARGV|Refuses|Touches):[ \t]*(.*)$", re.MULTILINE)
+_ARGUMENT: Final = re.compile(r"([a-z_]+):(int|number|uuid|text|flag|rest)(\?)?")
+
+
+class Argument(msgspec.Struct, frozen=True):
+    """One argument of a function."""
+
+    name: str
+    type: str
+    optional: bool
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """One function of the library, as its file describes it."""
+
+    name: str
+    """`<concept>_<verb>`."""
+    keys: tuple[str, ...]
+    optional_keys: tuple[str, ...]
+    repeated_key: str | None
+    """Kind of any number of further keys (written `kind...`)."""
+    arguments: tuple[Argument, ...]
+    refuses: tuple[str, ...]
+    is_global: bool
+    body: str
+
+
+class Library(msgspec.Struct, frozen=True, kw_only=True):
+    """An assembled library."""
+
+    name: str
+    code: str
+    functions: Mapping[str, Function]
+    names: Mapping[str, bytes]
+    """The registered name of each function."""
+    manual_clock: bool
+
+
+def parse(name: str, source: str) -> Function:
+    """Read a function's file."""
+    header = dict(_HEADER.findall(source))
+    keys: list[str] = []
+    optional: list[str] = []
+    repeated: str | None = None
+    for word in header.get("KEYS", "").split():
+        if word.endswith("..."):
+            repeated = word[:-3]
+        elif word.startswith("["):
+            optional.append(word[1:-1])
+        else:
+            keys.append(word)
+    arguments: list[Argument] = []
+    for word in header.get("ARGV", "").split():
+        match = _ARGUMENT.fullmatch(word)
+        if match is None:
+            raise ValueError(f"{name}: not an argument: {word!r}")
+        arguments.append(Argument(match[1], match[2], bool(match[3])))
+    named = [*keys, *optional, *([repeated] if repeated is not None else [])]
+    is_global = bool(named) and named[0] in GLOBAL_KINDS
+    known = GLOBAL_KINDS if is_global else PARTITION_KINDS
+    unknown = [kind for kind in named if kind not in known]
+    if unknown or not keys:
+        raise ValueError(f"{name}: unknown keys {unknown}" if keys else f"{name}: no key is always there")
+    return Function(
+        name=name,
+        keys=tuple(keys),
+        optional_keys=tuple(optional),
+        repeated_key=repeated,
+        arguments=tuple(arguments),
+        refuses=tuple(header.get("Refuses", "").split()),
+        is_global=is_global,
+        body=source,
+    )
+
+
+def _test(kind: str, known: Mapping[str, str], key: str, *, wrong: bool) -> str:
+    """Return the Lua condition that a key is (or is not) of its kind."""
+    rest, sign = known[kind], "~=" if wrong else "=="
+    if rest.endswith(":"):
+        return f"string.find({key}, tag .. '{rest}', 1, true) {sign} 1"
+    return f"{key} {sign} tag .. '{rest}'"
+
+
+def _key_lines(function: Function) -> list[str]:
+    known = GLOBAL_KINDS if function.is_global else PARTITION_KINDS
+    pattern = "^{w}:" if function.is_global else "^{fp:%d+}:"
+    least = len(function.keys)
+    lines = [f"if #keys < {least} then return malformed('keys') end"]
+    lines += [
+        f"local tag = string.match(keys[1], '{pattern}')",
+        "if not tag then return malformed('keys') end",
+    ]
+    for at, kind in enumerate(function.keys, start=1):
+        wrong = _test(kind, known, f"keys[{at}]", wrong=True)
+        lines.append(f"if {wrong} then return malformed('{kind}') end")
+    bound = "".join(f", {kind} = keys[{at}]" for at, kind in enumerate(function.keys, start=1))
+    further = "".join(f", {kind} = nil" for kind in function.optional_keys)
+    lines.append(f"local K = {{ tag = tag{bound}{further} }}")
+    if "execution" in function.keys:
+        lines.append("if #K.execution ~= #tag + 38 then return malformed('execution') end")
+    if function.repeated_key is not None:
+        lines += [
+            f"local repeats = {{}} K.{function.repeated_key}s = repeats",
+            f"for at = {least + 1}, #keys do local key = keys[at]",
+            f"if {_test(function.repeated_key, known, 'key', wrong=True)} then return malformed('keys') end",
+            "repeats[#repeats + 1] = key end",
+        ]
+    elif function.optional_keys:
+        lines.append(f"for at = {least + 1}, #keys do local key = keys[at]")
+        for number, kind in enumerate(function.optional_keys):
+            word = "if" if number == 0 else "elseif"
+            right = _test(kind, known, "key", wrong=False)
+            lines.append(f"{word} not K.{kind} and {right} then K.{kind} = key")
+        lines.append("else return malformed('keys') end end")
+    else:
+        lines.append(f"if #keys ~= {least} then return malformed('keys') end")
+    return lines
+
+
+_CHECKS: Final = {
+    "int": "is_integer({0}) and tonumber({0})",
+    "number": "is_number({0}) and tonumber({0})",
+    "uuid": "is_uuid({0}) and {0}",
+    "flag": "({0} == '0' and 0 or {0} == '1' and 1)",
+}
+
+
+def _argument_lines(function: Function) -> tuple[list[str], list[str]]:
+    """Return the lines that check and bind the arguments, and their names."""
+    arguments = function.arguments
+    rest = bool(arguments) and arguments[-1].type == "rest"
+    count = len(arguments) - (1 if rest else 0)
+    lines = [f"if #argv {'<' if rest else '~='} {count} then return malformed('number of arguments') end"]
+    names: list[str] = []
+    for at, argument in enumerate(arguments, start=1):
+        name = argument.name
+        names.append(name)
+        if argument.type == "rest":
+            lines.append(f"local {name} = {{}} for at = {at}, #argv do {name}[at - {at - 1}] = argv[at] end")
+            continue
+        lines.append(f"local {name} = argv[{at}]")
+        check = _CHECKS.get(argument.type)
+        if argument.optional:
+            lines.append(f"if {name} == '' then {name} = nil")
+            if check is None:
+                lines.append("end")
+                continue
+            lines.append("else")
+        if check is not None:
+            lines.append(f"{name} = {check.format(name)}")
+            lines.append(f"if not {name} then return malformed('{name}') end")
+        if argument.optional:
+            lines.append("end")
+    return lines, names
+
+
+def _wrapped(function: Function, registered: str, manual_clock: bool) -> str:
+    lines, names = _argument_lines(function)
+    named = [*function.keys, *function.optional_keys]
+    if function.repeated_key is not None:
+        named.append(f"{function.repeated_key}s")
+    parameters = ", ".join(["K", "tag", "now", *named, *names])
+    given = ", ".join(["K", "tag", "now", *(f"K.{kind}" for kind in named), *names])
+    clock = (
+        "local now = tonumber(table.remove(argv)) if not now then return malformed('clock') end"
+        if manual_clock
+        else "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000)"
+    )
+    return "\n".join(
+        [
+            "do",
+            f"local function body({parameters})",
+            function.body.rstrip(),
+            "end",
+            f"redis.register_function('{registered}', function(keys, argv)",
+            "effect_head, effect_due = false, false",
+            clock,
+            *_key_lines(function),
+            *lines,
+            f"return body({given})",
+            "end)",
+            "end",
+        ]
+    )
+
+
+_CHECKING: Final = """
+local function malformed(what)
+  return refuse('invalid_input', 'malformed call of a function: ' .. what, 'field', what)
+end
+local function is_integer(text)
+  return #text < 17 and string.find(text, '^%d+$') and tonumber(text) <= 9007199254740991
+end
+local function is_number(text)
+  return string.find(text, '^%-?%d+%.?%d*[eE]?[+-]?%d*$') and tonumber(text)
+end
+local function is_uuid(text)
+  return #text == 36 and string.find(text, '^[0-9a-f%-]+$')
+end
+"""
+
+
+_BESIDE: Final = (
+    "d",
+    "uuid",
+    "answers",
+    "set",
+    "packed",
+    "was_vector",
+    "was_attempt_id",
+    "was_ready",
+    "was_due",
+    "was_holder",
+    "was_lost",
+)
+"""What functions keep beside a loaded record, named at once: growing a table by steps costs more than filling it."""
+
+
+def _table_of(fields: Sequence[str], counters: Sequence[str] = (), beside: Sequence[str] = ()) -> str:
+    """Return Lua lines that make a table of the values in the text `s`."""
+    values = ", ".join(f"f{number}" for number in range(len(fields)))
+    entries = [f"{field} = f{number}" for number, field in enumerate(fields)]
+    entries += [f"{field} = 0" for field in counters]
+    entries += [f"{field} = false" for field in beside]
+    return f"local {values} = cmsgpack.unpack(s)\nreturn {{ {', '.join(entries)} }}\n"
+
+
+def _packing(fields: Sequence[str], first: str = "") -> str:
+    return f"return cmsgpack.pack({first}{', '.join(f'r.{field}' for field in fields)})\n"
+
+
+def _accessors() -> str:
+    """Return the Lua code that reads and writes packed records, in the order of their fields."""
+    fields = Packed.__struct_fields__
+    core, rare = fields[1:RARE_FROM], fields[RARE_FROM:]
+    is_rare = " or ".join(f"r.{field} > 0" if field in COUNTERS else f"r.{field}" for field in rare)
+    return (
+        f"local function load(s)\nif string.byte(s) == {0xC3} then\n"
+        + _table_of(fields, beside=_BESIDE)
+        + "end\n"
+        + _table_of(fields[:RARE_FROM], COUNTERS, _BESIDE)
+        + "end\n"
+        + f"local function dump(r)\nif {is_rare} then\n"
+        + _packing(fields[1:], "true, ")
+        + "end\n"
+        + _packing(core, "false, ")
+        + "end\n"
+        + "local function load_static(s)\n"
+        + _table_of(Static.__struct_fields__)
+        + "end\nlocal function dump_attempt(r)\n"
+        + _packing(PackedAttempt.__struct_fields__)
+        + "end\nlocal function load_stream(s)\n"
+        + _table_of(PackedStream.__struct_fields__)
+        + "end\nlocal function dump_stream(r)\n"
+        + _packing(PackedStream.__struct_fields__)
+        + "end\n"
+    )
+
+
+_TAKEN: Final = ("digest", "lane", "rid", "input", "absolute_deadline_ms", "relative_deadline_ms")
+"""What creating needs of a definition."""
+
+
+def _static_reader() -> str:
+    """Return the Lua code that reads a definition as a caller sent it: nil unless every field is of its type."""
+    fields = get_type_hints(Static)
+    lines = [
+        "local function read_static(s)",
+        f"local readable, {', '.join(fields)} = pcall(cmsgpack.unpack, s)",
+        "if not readable then return nil end",
+    ]
+    for field, hint in fields.items():
+        parts = get_args(hint) or (hint,)
+        kind = {str: "string", bool: "boolean"}.get(parts[0], "number")
+        wrong = f"type({field}) ~= '{kind}'"
+        if kind == "number":
+            whole = f" and {field} % 1 == 0" if parts[0] is int else ""
+            wrong += f" or not ({field} >= 0 and {field} <= 9007199254740991{whole})"
+        if NoneType in parts:
+            wrong = f"{field} ~= nil and ({wrong})"
+        lines.append(f"if {wrong} then return nil end")
+    lines += [
+        "if max_retries and not (backoff_delay_ms and (backoff_kind == 'fixed'",
+        "or backoff_max_ms and backoff_multiplier)) then return nil end",
+        f"return {', '.join(_TAKEN)}",
+        "end",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@cache
+def assemble(*, manual_clock: bool = False) -> Library:
+    """Assemble the library. `manual_clock` is for tests: time is then the last argument of every call."""
+    folder = resources.files(PACKAGE).joinpath("lua")
+    functions: dict[str, Function] = {}
+    shared = {entry.name for entry in folder.iterdir() if entry.name.startswith("_")}
+    for concept in sorted(entry.name for entry in folder.iterdir() if entry.is_dir()):
+        for file in assets.names(PACKAGE, f"lua/{concept}"):
+            if file.endswith(".lua"):
+                name = f"{concept}_{file.removesuffix('.lua')}"
+                functions[name] = parse(name, assets.text(PACKAGE, f"lua/{concept}/{file}"))
+    order = [f"{name}.lua" for name in SHARED]
+    order += sorted(shared.difference(order))
+    parts = [constants.lua_tables(), _accessors(), _static_reader()]
+    parts += [assets.text(PACKAGE, f"lua/{file}") for file in order]
+    parts.append(_CHECKING)
+    head = "\n".join(parts)
+    draft = head + "\n".join(_wrapped(function, name, manual_clock) for name, function in functions.items())
+    hashed = hashlib.sha256(draft.encode()).hexdigest()[:8]
+    names = {name: f"ff_{hashed}_{name}" for name in functions}
+    code = f"#!lua name=ff_{hashed}\n" + head
+    code += "\n".join(_wrapped(function, names[name], manual_clock) for name, function in functions.items())
+    return Library(
+        name=f"ff_{hashed}",
+        code=code + "\n",
+        functions=functions,
+        names={name: registered.encode() for name, registered in names.items()},
+        manual_clock=manual_clock,
+    )
+
+
+def arguments_of(function: Function, given: Mapping[str, Any]) -> list[Any]:
+    """Put arguments in the order of a function; None is sent as an empty text."""
+    values: list[Any] = []
+    for argument in function.arguments:
+        value = given[argument.name]
+        if argument.type == "rest":
+            values += value
+        else:
+            values.append("" if value is None else int(value) if value is True or value is False else value)
+    if len(given) != len(function.arguments):
+        raise TypeError(f"{function.name} does not take {set(given) - {a.name for a in function.arguments}}")
+    return values

@@ -1,0 +1,1 @@
+"""Tests of the Valkey client, against real servers and real sockets."""

@@ -1,0 +1,1 @@
+"""Servers of stores, started beside a process."""

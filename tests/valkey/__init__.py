@@ -1,0 +1,1 @@
+"""Real Valkey servers for the tests of everything that runs on them: see `servers`."""
