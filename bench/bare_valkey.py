@@ -11,15 +11,12 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import socket
 import tempfile
-import threading
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from bench.drain import Work, fill, run_slots
-from bench.servers import Build, Valkey, best_build, cores
+from bench.servers import Build, Monitor, Valkey, best_build, cores
 from bench.stores import VALKEY, Place, place
 from flowfabric.backends import connect
 from flowfabric.backends.valkey.wire import Client, Command, connect as connect_wire, parse_url
@@ -64,65 +61,43 @@ async def _record(
     await asyncio.to_thread(shutil.copytree, filled, folder, dirs_exist_ok=True)
     with Valkey(build, folder=folder) as server:
         backend = await connect(f"valkey://{server.name}/0")
-        tape = _Tape(server)
         work = Work(tasks)
-        await run_slots(backend, work, slots, most, size)
-        await asyncio.to_thread(tape.stop)
-        await backend.close()
-    return _calls(tape.path), work.claims
+        with tempfile.TemporaryFile() as tape:
+            monitor = Monitor(server, tape.write)
+            await run_slots(backend, work, slots, most, size)
+            await asyncio.to_thread(monitor.stop)
+            await backend.close()
+            tape.seek(0)
+            return _calls(tape), work.claims
 
 
-class _Tape:
-    """Everything that MONITOR says, in a file."""
-
-    def __init__(self, server: Valkey) -> None:
-        self.path: Final = Path(server.folder).with_suffix(".monitor")
-        self._server = server
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-        self._socket.sendall(b"MONITOR\r\n")
-        assert self._socket.recv(5) == b"+OK\r\n"
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Read until here."""
-        self._server.call("ECHO", "the tape ends")
-        self._thread.join()
-        self._socket.close()
-
-    def _run(self) -> None:
-        tail = b""
-        with self.path.open("wb") as file:
-            while b'"the tape ends"' not in tail:
-                data = self._socket.recv(1 << 20)
-                file.write(data)
-                tail = tail[-64:] + data
-
-
-def _calls(path: Path) -> dict[str, list[list[Command]]]:
+def _calls(tape: IO[bytes]) -> dict[str, list[list[Command]]]:
     """Read a tape: for each function, the commands of each of its calls, staged payloads first."""
     found: dict[str, list[list[Command]]] = {}
     staged: list[Command] = []
     current: list[Command] = []
-    with path.open("rb") as file:
-        for line in file:
-            match = _LINE.match(line)
-            if match is None:
-                continue
-            source, name, rest = match.groups()
-            name = name.upper()
-            if source == b"lua":
-                if name not in READS or (name == b"GET" and b"}:p:" in rest[:40]):
-                    current.append(_command(name, rest))
-            elif name == b"SET":
-                staged.append(_command(name, rest))
-            elif name.startswith(b"FCALL"):
-                called = _FUNCTION.search(rest[:100])
-                current = staged
-                staged = []
-                found.setdefault(called[1].decode() if called else "", []).append(current)
-    path.unlink()
+    for line in tape:
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        source, name, rest = match.groups()
+        name = name.upper()
+        if source == b"lua":
+            if name not in READS or _delivers(name, rest):
+                current.append(_command(name, rest))
+        elif name == b"SET":
+            staged.append(_command(name, rest))
+        elif name.startswith(b"FCALL"):
+            called = _FUNCTION.search(rest[:100])
+            current = staged
+            staged = []
+            found.setdefault(called[1].decode() if called else "", []).append(current)
     return found
+
+
+def _delivers(name: bytes, rest: bytes) -> bool:
+    """Say whether a read carries to the worker what it gets with a lease."""
+    return (name == b"GET" and b"}:p:" in rest[:40]) or (name == b"HMGET" and b' "i"' in rest)
 
 
 def _command(name: bytes, rest: bytes) -> Command:

@@ -7,7 +7,7 @@ callers with `most=1`, or two that take 8 each, which is how a worker with 16 sl
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
 from typing import Any, Final
 
 from bench.stores import Place, place
@@ -50,34 +50,44 @@ def claim_command(slot: int, most: int = 1, wait_ms: int = 0, lane: Lane = LANE)
     )
 
 
-@dataclass
 class Work:
-    """What several slots do together: what is still to be claimed, and how often a claim wrongly found nothing."""
+    """What several slots do together: what is still to be claimed, and which claims wrongly found nothing."""
 
-    left: int
-    claims: int = 0
-    empty: int = 0
+    def __init__(self, tasks: int) -> None:
+        self.left = tasks
+        self.claims = 0
+        self._empty: list[float] = []
+        self._last_began = 0.0
 
-    def claimed(self, leases: tuple[Lease, ...]) -> None:
-        """Count a claim's answer."""
+    async def claim(self, stores: Stores, command: LeaseClaim) -> tuple[Lease, ...]:
+        """Claim, and note what came of it."""
+        began = time.perf_counter()
+        leases = (await stores.lease.claim(command)).leases
         self.claims += 1
-        if not leases and self.left > 0:
-            self.empty += 1
-            if self.empty > EMPTY_MAX:
-                raise RuntimeError(f"{self.left} executions are never found")
         self.left -= len(leases)
+        if leases:
+            self._last_began = max(self._last_began, began)
+        else:
+            self._empty.append(time.perf_counter())
+            if len(self._empty) > EMPTY_MAX:
+                raise RuntimeError(f"{self.left} executions are never found")
+        return leases
+
+    @property
+    def empty(self) -> int:
+        """How many claims found nothing though a later one, begun after their answer, found something old."""
+        return sum(ended < self._last_began for ended in self._empty)
 
 
 async def slot_loop(stores: Stores, slot: int, result: Payload, work: Work, most: int = 1) -> None:
     """Claim and complete until all is claimed; each completion goes out with the next claim."""
     completing: list[Any] = []
     while work.left > 0 or completing:
-        claiming = [stores.lease.claim(claim_command(slot, most))] if work.left > 0 else []
+        claiming = [work.claim(stores, claim_command(slot, most))] if work.left > 0 else []
         *_, last = await asyncio.gather(*completing, *claiming)
         if not claiming:
             return
-        leases: tuple[Lease, ...] = last.leases
-        work.claimed(leases)
+        leases: tuple[Lease, ...] = last
         completing = [
             stores.execution.complete(
                 ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence, result=result)

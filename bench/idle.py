@@ -74,11 +74,13 @@ async def idle_system(store: str, seconds: float, workers: int, *, through_serve
             pids = [*_tree(process.pid), server.pid]
             if process.returncode is not None or len(pids) < workers + 2:
                 raise RuntimeError("the workers did not start")
-            before = sum(process_cpu_s(pid) for pid in pids), where.cpu_s(), where.calls(), where.commands()
+            before = sum(process_cpu_s(pid) for pid in pids), where.cpu_s(), where.commands()
+            counter = where.counter()
             await asyncio.sleep(seconds)  # sleeps: time passes
             used = sum(process_cpu_s(pid) for pid in pids) - before[0]
             store_s = where.cpu_s() - before[1]
-            calls, commands = where.calls() - before[2], where.commands() - before[3]
+            commands = where.commands() - before[2]
+            calls = await asyncio.to_thread(counter.stop)
             process.terminate()
             await process.wait()
     return {

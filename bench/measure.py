@@ -14,9 +14,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench.servers import Build
+
+ROUND_S: Final = 1_200
+"""A round that takes longer hangs."""
 
 
 @dataclass
@@ -66,7 +69,10 @@ def percentile(values: list[float], share: float) -> float:
 def run_child(scenario: str, options: dict[str, Any]) -> dict[str, Any]:
     """Run one round of a scenario in a fresh process and return its figures."""
     command = [sys.executable, "-m", "bench.child", scenario, json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ROUND_S)
+    except subprocess.TimeoutExpired as late:
+        raise RuntimeError(f"scenario {scenario} did not end within {ROUND_S} s") from late
     if done.returncode != 0:
         raise RuntimeError(f"scenario {scenario} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -64,9 +64,8 @@ async def _slot(backend: Backend, slot: int, size: int, work: Work, most: int, t
     async def claim() -> None:
         nonlocal completing
         began = time.perf_counter()
-        leases = (await backend.lease.claim(claim_command(slot, most))).leases
+        leases = await work.claim(backend, claim_command(slot, most))
         ended = time.perf_counter()
-        work.claimed(leases)
         taken.extend(Taken(lease.priority, lease.created_at_ms, began, ended) for lease in leases)
         completing = [
             backend.execution.complete(

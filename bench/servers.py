@@ -13,11 +13,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -144,6 +145,13 @@ class Valkey:
         return self._process.pid
 
     @property
+    def own_address(self) -> str:
+        """The address of the connection that `call` uses."""
+        assert self._socket is not None
+        host, port = self._socket.getsockname()
+        return f"{host}:{port}"
+
+    @property
     def name(self) -> str:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
@@ -153,7 +161,10 @@ class Valkey:
         assert self._socket is not None
         self._socket.sendall(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]
         while (answer := self._reader.gets()) is ...:
-            self._reader.feed(self._socket.recv(65_536))
+            data = self._socket.recv(65_536)
+            if not data:
+                raise ConnectionError("the server closed the connection")
+            self._reader.feed(data)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -171,17 +182,6 @@ class Valkey:
     def commands(self) -> int:
         """Return how many commands were executed, those that functions call included."""
         return int(self.info("stats")["total_commands_processed"])
-
-    def calls(self) -> int:
-        """Return how many commands the clients connected now have sent, without this connection's own."""
-        own = self.call("CLIENT", "ID")
-        sent = 0
-        for line in self.call("CLIENT", "LIST").decode().splitlines():
-            fields = {name: value for name, _, value in (word.partition("=") for word in line.split(" "))}
-            if int(fields["id"]) != own:
-                # Before Valkey 8 a connection does not tell.
-                sent += int(fields.get("tot-cmds", 0))
-        return sent
 
     def stop(self, *, keep: bool = False) -> None:
         """Stop the process; `keep` leaves its folder, whole, as SHUTDOWN does."""
@@ -216,6 +216,59 @@ class Valkey:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class Monitor:
+    """Hands everything that MONITOR says to a function, from a thread of its own, between `start` and `stop`."""
+
+    def __init__(self, server: Valkey, take: Callable[[bytes], object]) -> None:
+        self._server = server
+        self._take = take
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=300)
+        self._socket.sendall(b"MONITOR\r\n")
+        while self._socket.recv(1) != b"\n":
+            pass
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read until here."""
+        self._server.call("ECHO", END)
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        tail = b""
+        while f'"{END}"'.encode() not in tail:
+            data = self._socket.recv(1 << 20)
+            self._take(data)
+            tail = tail[-64:] + data
+
+
+END: Final = "the monitor ends"
+
+
+class Counter:
+    """Counts the commands that clients send to servers, without those that functions call and without our own."""
+
+    def __init__(self, servers: Sequence[Valkey]) -> None:
+        self.count = 0
+        self._tails: dict[int, bytes] = {server.port: b"" for server in servers}
+        self._monitors = [Monitor(server, partial(self._read, server)) for server in servers]
+
+    def stop(self) -> int:
+        """Stop counting; return how many there were."""
+        for monitor in self._monitors:
+            monitor.stop()
+        return self.count
+
+    def _read(self, server: Valkey, data: bytes) -> None:
+        *lines, self._tails[server.port] = (self._tails[server.port] + data).split(b"\n")
+        own = f" {server.own_address}]".encode()
+        for line in lines:
+            head = line[:100]
+            if b" lua] " not in head and own not in head:
+                self.count += 1
 
 
 class Cluster:

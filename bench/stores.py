@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench.measure import own_cpu_s
-from bench.servers import Build, Cluster, Valkey, best_build, cores
+from bench.servers import Build, Cluster, Counter, Valkey, best_build, cores
 
 SQLITE: Final = "sqlite"
 VALKEY: Final = "valkey"
@@ -41,9 +41,9 @@ class Place:
         """Return the CPU seconds the store's processes have used; 0 when it has none."""
         return sum(node.cpu_s() for node in self.nodes)
 
-    def calls(self) -> int:
-        """Return how many commands clients sent."""
-        return sum(node.calls() for node in self.nodes)
+    def counter(self) -> Counter:
+        """Begin to count the commands that clients send; it slows the store down a little."""
+        return Counter(self.nodes)
 
     def commands(self) -> int:
         """Return how many commands were executed, those inside functions included."""

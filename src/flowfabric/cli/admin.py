@@ -110,6 +110,7 @@ async def backup(
 
 async def ping(session: Session) -> None:
     """Reach the server or store and show what it is."""
+    from flowfabric.backends.urls import public_url
     from flowfabric.cli import output
 
     client = await session.client()
@@ -120,7 +121,7 @@ async def ping(session: Session) -> None:
         return
     output.fields(
         [
-            ("url", session.target.url),
+            ("url", public_url(session.target.url)),
             ("store", f"{found.family} {found.version}"),
             ("flowfabric", found.flowfabric),
             ("durability", found.durability.value),

@@ -43,7 +43,8 @@ CONNECTION_OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
         Annotated[
             str | None,
             typer.Option(
-                "--store", metavar="URL", help="A store opened directly, such as sqlite:///work.db.",
+                "--store", metavar="URL", help="A store opened directly, such as sqlite:///work.db or "
+                "valkey://host:6379/0; one with a password is better in FLOWFABRIC_URL, which `ps` does not show.",
                 rich_help_panel=CONNECTION_PANEL, show_default=False,
             ),
         ],

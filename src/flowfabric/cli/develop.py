@@ -1,7 +1,8 @@
-"""`flowfabric dev`: server, engine and worker of an app in one process, on a file of its own, reloaded on change.
+"""`flowfabric dev`: server, engine and worker of an app in one process, on a store of its own, reloaded on change.
 
-While it runs it holds a lock beside its store and describes itself in a file there, so that the other commands find it
-and a second one on the same store is told. A reload starts a new worker; the old one finishes what it runs.
+The store is a file, or a Valkey server that is started beside and ends with this process. While `dev` runs it holds a
+lock beside its store and describes itself in a file there, so that the other commands find it and a second one on the
+same store is told. A reload starts a new worker; the old one finishes what it runs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from flowfabric.worker import App, Worker
 
 STORE: Final = f"sqlite:///{FOLDER}/dev.db"
+VALKEY: Final = "valkey"
+"""As a store: a Valkey server of its own, with its data in this folder of the folder."""
 HOST: Final = "127.0.0.1"
 PORT: Final = 9090
 PORTS_TRIED: Final = 20
@@ -44,7 +47,12 @@ def add(app: typer.Typer, panel: str) -> None:
 async def dev(
     session: Session,
     app: Annotated[str, typer.Argument(metavar="APP", help="A file such as app.py, or module:app.")],
-    store: Annotated[str, typer.Option("--store", metavar="URL", help="The store.")] = STORE,
+    store: Annotated[
+        str,
+        typer.Option(
+            "--store", metavar="URL", help="The store; `valkey` starts a Valkey server of its own for it."
+        ),
+    ] = STORE,
     listen: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +95,8 @@ async def dev(
     watch.add(source.files)
     with holding(store) as folder:
         async with AsyncExitStack() as stack:
-            backend, url = await _open(stack, store, listen)
+            beside = await _start_beside(stack, store, folder)
+            backend, url = await _open(stack, store, listen, beside)
             make = functools.partial(
                 _worker,
                 backend,
@@ -99,8 +108,8 @@ async def dev(
             stack.push_async_callback(developing.stop)
             await developing.start(loaded)
             if folder is not None:
-                _describe(folder, url, store, app)
-            await _banner(session, backend, url, store, loaded, app)
+                _describe(folder, url, beside or store, app)
+            await _banner(session, backend, url, beside or store, loaded, app)
             await developing.until_stopped(reload=reload)
 
 
@@ -207,7 +216,7 @@ def holding(store: str) -> Generator[Path | None]:
             "dev brings a server of its own",
             next=f"run the app against that one: flowfabric worker APP --server {store}",
         )
-    path = file_of(store)
+    path = Path(FOLDER) / VALKEY if store == VALKEY else file_of(store)
     if path is None:
         yield None
         return
@@ -242,8 +251,25 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-async def _open(stack: AsyncExitStack, store: str, listen: str | None) -> tuple[Backend, str]:
-    """Open the store, start its timers and the server; return the store and the server's URL."""
+async def _start_beside(stack: AsyncExitStack, store: str, folder: Path | None) -> str | None:
+    """Start the server that the store is to be kept in and return its URL; None when there is none to start."""
+    if store != VALKEY or folder is None:
+        return None
+    from flowfabric.provision.valkey import ValkeyServer
+
+    server = ValkeyServer(folder / VALKEY)
+    stack.push_async_callback(asyncio.to_thread, server.stop)
+    await asyncio.to_thread(server.start)
+    return server.url
+
+
+async def _open(
+    stack: AsyncExitStack, store: str, listen: str | None, beside: str | None
+) -> tuple[Backend, str]:
+    """Open the store, start its timers and the server; return the store and the server's URL.
+
+    beside: the URL of the server that was started for it, whose credentials and durability nobody's settings name.
+    """
     from flowfabric import backends
     from flowfabric.engine.supervisor import Engine
     from flowfabric.server.run import listening
@@ -252,9 +278,11 @@ async def _open(stack: AsyncExitStack, store: str, listen: str | None) -> tuple[
     addresses = (
         [listen] if listen is not None else [f"{HOST}:{PORT + number}" for number in range(PORTS_TRIED)]
     )
-    settings = [ServerSettings.load(os.environ, listen=address, store=store) for address in addresses]
+    settings = [
+        ServerSettings.load(os.environ, listen=address, store=beside or store) for address in addresses
+    ]
     backend = await backends.connect(
-        store, partitions=settings[0].partitions, retention_ms=settings[0].retention_ms
+        beside or settings[0].store, partitions=settings[0].partitions, retention_ms=settings[0].retention_ms
     )
     stack.push_async_callback(backend.close)
     engine = Engine(backend)
@@ -298,8 +326,10 @@ def _describe(folder: Path, url: str, store: str, app: str) -> None:
 
 async def _banner(session: Session, backend: Backend, url: str, store: str, app: App, reference: str) -> None:
     from flowfabric import __version__
+    from flowfabric.backends.urls import public_url
     from flowfabric.cli import output
 
+    store = public_url(store)
     capabilities = await backend.capabilities()
     tasks = list(app.tasks)
     if session.as_json:

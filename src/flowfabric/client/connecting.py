@@ -130,7 +130,9 @@ def connect(
     trust_environment: bool = False,
     engine: Callable[[Backend], Timers] | None = None,
 ) -> Connecting:
-    """Connect to a server (`http://`, `https://`) or open a store (`sqlite:///`): `async with connect(...) as ff:`.
+    """Connect to a server (`http://`, `https://`) or open a store (`sqlite:///`, `valkey://`).
+
+    `async with connect(...) as ff:` does it, and closes what it opened.
 
     Without a URL the variable FLOWFABRIC_URL is used, then http://127.0.0.1:9090; without a token, FLOWFABRIC_TOKEN.
     `timeout_s` is the deadline of each call to a server. A store opened like this runs no timers, since servers and

@@ -224,10 +224,8 @@ class ValkeyServer:
                     if said.startswith(b"-"):
                         # It serves, but wants to know who asks.
                         return said.startswith((b"-NOAUTH", b"-NOPERM"))
-                    if ours in said and b"\r\nloading:0\r\n" in said:
-                        return True
-                    if b"\r\nloading:1\r\n" in said:
-                        return False
+                    if b"async_loading:" in said:
+                        return ours in said and b"\r\nloading:0\r\n" in said
         except OSError:
             return False
         return False

@@ -1,7 +1,8 @@
 """The server's settings: read from the environment and the command line, checked, never changed afterwards.
 
 The command line beats the environment. What must stay true: a setting that would not act is refused by name with the
-reason, never ignored; a server that others can reach has a token; no token or password appears in a message or a representation.
+reason, never ignored; a server that others can reach has a token; no token or password appears in a message or a
+representation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`python -m flowfabric.worker app.py --url URL`: one worker, or several processes of it.
 
-People use `flowfabric worker`; supervised processes are started this way. The token comes by the environment.
+People use `flowfabric worker`; supervised processes are started this way. The token comes by the environment, and so
+does a URL that holds a password.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from flowfabric.contract import ids
 from flowfabric.telemetry import log
-from flowfabric.worker.entry import TOKEN_VARIABLE, WorkerSettings, run_supervised, run_worker
+from flowfabric.worker.entry import TOKEN_VARIABLE, URL_VARIABLE, WorkerSettings, run_supervised, run_worker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     defaults = WorkerSettings(app="", url="")
     parser = argparse.ArgumentParser(prog="python -m flowfabric.worker", description="Run an app's tasks.")
     parser.add_argument("app", help="module:app, module, app.py or app.py:app")
-    parser.add_argument("--url", required=True, help="of a server (http...) or a store (sqlite:///...)")
+    parser.add_argument(
+        "--url", default=os.environ.get(URL_VARIABLE), help="of a server (http...) or a store (sqlite:///...)"
+    )
     parser.add_argument("--namespace", default=ids.DEFAULT_NAMESPACE)
     parser.add_argument("--worker-id")
     parser.add_argument("--lane", action="append", default=[], dest="lanes")
@@ -35,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log-format", choices=("auto", "text", "json"), default=defaults.log_format)
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if not given.url:
+        parser.error(f"give --url, or set {URL_VARIABLE}")
     settings = WorkerSettings(
         app=given.app,
         url=given.url,

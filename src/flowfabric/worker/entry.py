@@ -30,6 +30,7 @@ from flowfabric.worker.runtime import CONCURRENCY_DEFAULT, DRAIN_DEFAULT_S, Work
 
 _LOG: Final = log.get_logger("flowfabric.worker")
 
+URL_VARIABLE: Final = "FLOWFABRIC_URL"
 TOKEN_VARIABLE: Final = "FLOWFABRIC_TOKEN"  # noqa: S105 -- the variable's name
 ENGINE_GRACE_S: Final = 5.0
 

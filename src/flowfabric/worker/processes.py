@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from flowfabric.backends.urls import has_credentials
 from flowfabric.contract.errors import Misuse
 from flowfabric.telemetry import log
-from flowfabric.worker.entry import DONE, MISUSE, REFUSED, TOKEN_VARIABLE, WorkerSettings
+from flowfabric.worker.entry import DONE, MISUSE, REFUSED, TOKEN_VARIABLE, URL_VARIABLE, WorkerSettings
 from flowfabric.worker.loading import watched_files
 from flowfabric.worker.signals import install_signals
 
@@ -109,6 +110,8 @@ class _Supervisor:
         environment = dict(os.environ)
         if self._settings.token is not None:
             environment[TOKEN_VARIABLE] = self._settings.token
+        if has_credentials(self._settings.url):
+            environment[URL_VARIABLE] = self._settings.url
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -176,11 +179,10 @@ def _stamps(reference: str) -> dict[Path, tuple[int, int]]:
 
 
 def arguments_of(settings: WorkerSettings) -> list[str]:
-    """Write settings as arguments of `python -m flowfabric.worker`; the token goes by the environment."""
+    """Write settings as arguments of `python -m flowfabric.worker`; what is secret goes by the environment."""
     arguments = [
         settings.app,
-        "--url",
-        settings.url,
+        *([] if has_credentials(settings.url) else ["--url", settings.url]),
         "--namespace",
         settings.namespace,
         "--concurrency",

@@ -37,6 +37,22 @@ async def test_a_token_is_passed_on() -> None:
     assert bells.claims_waiting == 0
 
 
+async def test_tokens_for_nobody_are_reported() -> None:
+    """Whoever wants to know is told of tokens that no claim here could take, also of one left by a claim that ends."""
+    bells = Bells()
+    told: list[tuple[Topic, int]] = []
+    bells.on_unclaimed = lambda topic, count: told.append((topic, count))
+    assert bells.ring_work(WORK) == [] and told == [(WORK, 1)]
+    first, second = (bells.add_claim(claiming(f"w{n}")) for n in range(2))
+    first.idle = second.idle = True
+    assert bells.count_idle(WORK) == 2
+    assert len(bells.ring_work(WORK, 5)) == 2 and told[1:] == [(WORK, 3)]
+    assert bells.count_idle(WORK) == 0
+    assert bells.remove_claim(first, served=True) == [] and told[2:] == [(WORK, 1)]
+    bells.look(second)
+    assert bells.remove_claim(second, served=True) == [] and len(told) == 3
+
+
 async def test_who_looks_while_it_rings_looks_again() -> None:
     """Work that appears while a claim looks keeps it from falling asleep."""
     bells = Bells()

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from flowfabric.backends import connect
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.store import Store
 from flowfabric.contract.errors import OutcomeUnknown, Unavailable, WorkerNotRegistered
+from flowfabric.contract.execution import ExecutionCreate
+from flowfabric.contract.ids import Kind
 from flowfabric.contract.states import Durability
-from tests.backends.valkey.conftest import Opens
+from tests.backends.valkey.conftest import FEW, Opens
 from tests.backends.valkey.wire.servers import Cluster, Server, eventually
 
 REPLICATED = "?durability=replicated"
@@ -68,6 +71,18 @@ async def test_a_missing_acknowledgement_is_an_unknown_outcome(
         replica.send_signal(signal.SIGCONT)
     await set_state(store, "paused")
     assert replica.call("HGET", keys.LANES, "lane") == primary.call("HGET", keys.LANES, "lane")
+
+
+async def test_what_is_written_to_be_waited_for_is_known(pair: tuple[Server, Server]) -> None:
+    """The level is reported, and a check of the store finds nothing wrong with it."""
+    primary, _ = pair
+    backend = await connect(primary.url + REPLICATED, partitions=FEW)
+    try:
+        await backend.execution.create(ExecutionCreate(kind=Kind("k")))
+        assert (await backend.capabilities()).durability is Durability.REPLICATED
+        assert (await backend.maintenance.fsck()).findings == ()
+    finally:
+        await backend.close()
 
 
 async def test_without_a_replica_it_is_not_opened(single: Server, opens: Opens) -> None:

@@ -283,6 +283,17 @@ async def test_a_repeated_claim_does_not_return_expired_leases(world: World) -> 
     assert again.lease_id != lease.lease_id
 
 
+async def test_a_repeat_keeps_the_order(world: World) -> None:
+    """A repeated claim returns its leases best first, as the claim did."""
+    await world.create()
+    await world.create(priority=7)
+    await world.create(priority=3)
+    first = await world.claim(max_tasks=3, claim_id=OTHER_UUID)
+    again = await world.claim(max_tasks=3, claim_id=OTHER_UUID)
+    assert [lease.priority for lease in first] == [7, 3, 0]
+    assert again == first
+
+
 async def test_a_claim_id_is_the_workers_own(world: World) -> None:
     """Another worker that uses the same claim id gets work of its own, never somebody else's leases."""
     for _ in range(2):

@@ -101,15 +101,21 @@ def view(transaction: Transaction, row: Row, payload: Payload, *, is_new: bool =
 def _repeated(transaction: Transaction, command: LeaseClaim) -> tuple[Lease, ...]:
     """Return the leases of this claim id that still live."""
     holder = f"{command.namespace} {command.worker_instance}"
-    found: list[Lease] = []
+    found: list[tuple[Row, Lease]] = []
     for seq, definition, record, input_type, data, route_id in transaction.all(
         _SQL["claimed"], (holder, command.claim_id, limits.CLAIM_TASKS_MAX)
     ):
         row = Row(seq, route_id, rows.loaded_from(definition, record))
         lease = row.loaded.record.lease
         if lease is not None and lease.expires_at_ms > transaction.now_ms:
-            found.append(view(transaction, row, Payload(data, input_type)))
-    return tuple(found)
+            found.append((row, view(transaction, row, Payload(data, input_type))))
+    found.sort(key=_order_of)
+    return tuple(lease for _, lease in found)
+
+
+def _order_of(found: tuple[Row, Lease]) -> tuple[int, int, str]:
+    row, lease = found
+    return -lease.priority, row.loaded.record.eligible_since_ms, lease.execution_id[-36:]
 
 
 def _open_routes(transaction: Transaction, routes: Sequence[Route]) -> list[int]:

@@ -28,6 +28,7 @@ AGAIN: Final = frozenset(
     {"wrong_route", "route_unregistered", "payload_missing", "wrong_payload", "stale_version"}
 )
 """Codes of functions for their adapters; no caller ever sees them."""
+_NO_KEY: Final[Command] = ("PING",)
 MOVING: Final = "slot_migrating"
 """Code of functions that met a slot on the move: nothing was written, the call is made again."""
 UNCONFIRMED: Final = "it is done, but no replica has confirmed it in time; repeating it is safe"
@@ -56,6 +57,10 @@ class Effects(Protocol):
 
     def due(self, partition: Partition, at_ms: int) -> None:
         """Make known that something is due at an instant."""
+        ...
+
+    def doubt(self, partition: Partition, rid: str | None) -> None:
+        """Find out, soon, what a call changed whose reply did not come."""
         ...
 
 
@@ -107,11 +112,17 @@ class Calls:
     ) -> list[Any]:
         """Run reading commands on a partition (None: on the global keys); an error of any of them is raised."""
         slot = partition.slot if partition is not None else GLOBAL_SLOT
-        replies = await self._client.execute(slot, commands, timeout_s=timeout_s, repeatable=True)
+        group = commands
+        if self._client.is_cluster and len({command[1:2] for command in commands}) > 1:
+            # While a slot is on the move some keys are here and some are there. A group that was redirected as a
+            # whole would find nothing in place of those that have not moved; what has no key is never redirected.
+            group = (*commands, _NO_KEY)
+        replies = await self._client.execute(slot, group, timeout_s=timeout_s, repeatable=True)
+        replies = replies[: len(commands)]
         for found in replies:
             if isinstance(found, ServerError):
                 if found.code in NOT_EXECUTED and len(commands) > 1:
-                    # The slot is on the move: each command alone follows its key to where it is.
+                    # Each command alone follows its key to where it is.
                     return [
                         (await self.read(partition, [command], timeout_s=timeout_s))[0]
                         for command in commands
@@ -159,9 +170,13 @@ class Calls:
         group = [*before, command, *(self._confirm(tag) if self._confirm is not None else ())]
         pause_s = 0.005
         while True:
-            replies = await self._client.execute(
-                slot, group, timeout_s=max(deadline - time.monotonic(), 0.001), decisive=len(before)
-            )
+            try:
+                replies = await self._client.execute(
+                    slot, group, timeout_s=max(deadline - time.monotonic(), 0.001), decisive=len(before)
+                )
+            except (OutcomeUnknown, asyncio.CancelledError):
+                self.doubt(partition, rid)
+                raise
             answer = self._checked(replies, len(before))
             if answer is not None and not (answer[0] != 1 and answer[0] == b"slot_migrating"):
                 break
@@ -177,6 +192,11 @@ class Calls:
         if self._confirm is not None and not _is_confirmed(replies[-1]):
             raise OutcomeUnknown(UNCONFIRMED)
         return result
+
+    def doubt(self, partition: Partition | None, rid: str | None) -> None:
+        """Note that a call may have been carried out and its effects were not announced."""
+        if self.effects is not None and partition is not None:
+            self.effects.doubt(partition, rid)
 
     def _checked(self, replies: Sequence[Answer], at: int) -> list[Any] | None:
         """Return the function's reply, None when the library has to be loaded first."""

@@ -34,6 +34,10 @@ from flowfabric.contract.states import AttemptType
 REPLY_BYTES_MAX: Final = limits.BODY_BATCH_MAX
 """Inputs in one reply, which the last one may exceed."""
 HINTS_AT_ONCE: Final = 16
+SHARED_AT_ONCE: Final = 128
+"""How many are looked at when all of them are held by others."""
+TOGETHER: Final = 4
+"""How many leases one index gives at once, where others have work that is as old."""
 SLACK_MS: Final = 250
 """Work of one priority and so close in age counts as equally old."""
 LOOKS_MAX: Final = 1_024
@@ -83,6 +87,8 @@ class Claims:
         self._catalog = store.catalog
         self._partitions = store.partitions
         self._hints = hints
+        self._per_hint = 1
+        """How many leases an index gave of late: work of one priority and age comes several at a time."""
 
     async def claim(self, command: LeaseClaim, *, is_again: bool, woken: Topic | None) -> tuple[Lease, ...]:
         """Lease up to `max_tasks` executions, best first.
@@ -112,16 +118,12 @@ class Claims:
                 if work.found or taken.version == self._catalog.version or not await self._catalog.catch_up():
                     break
                 continue
-            before = len(work.found)
-            await self._claim_from(work, routes, taken, closed)
-            if (
-                len(work.found) == before
-                and work.error is None
-                and all(hint.is_shared for hint in taken.hints)
-            ):
+            hints = work.unseen(taken.hints)
+            if not hints:
                 # Somebody else holds all hints there are, and nothing is left where they are: do not look until they
                 # are given back.
                 break
+            await self._claim_from(work, routes, hints, taken.bound, closed)
             if work.left <= 0 or work.room <= 0 or (work.error is not None and work.found):
                 break
             if work.error is not None:
@@ -134,7 +136,7 @@ class Claims:
         try:
             taken = await self._hints.take(
                 tuple(routes),
-                min(work.left, HINTS_AT_ONCE),
+                SHARED_AT_ONCE if work.seen else min(-(-work.left // self._per_hint), HINTS_AT_ONCE),
                 woken=work.woken,
                 claim_id=command.claim_id,
                 is_again=work.is_again,
@@ -151,14 +153,19 @@ class Claims:
     # Leasing ------------------------------------------------------------------------------------------------------
 
     async def _claim_from(
-        self, work: _Work, routes: dict[str, Route], taken: Taken, closed: set[str]
+        self,
+        work: _Work,
+        routes: dict[str, Route],
+        hints: Sequence[Hint],
+        bound: float | None,
+        closed: set[str],
     ) -> None:
         """Lease from the partitions of these hints as long as they have the best work, and give them back."""
         held = [
             _Held(hint, routes[hint.rid], self._partitions.all[hint.partition], float(hint.score))
-            for hint in taken.hints
+            for hint in hints
         ]
-        limit = taken.bound + SLACK_MS if taken.bound is not None else _INFINITE
+        limit = bound + SLACK_MS if bound is not None else _INFINITE
         while work.left > 0 and work.room > 0 and work.error is None:
             live = sorted(
                 (each for each in held if each.head is not None and each.head <= limit), key=_head_of
@@ -229,6 +236,12 @@ class Claims:
                 closed.add(share.held.route.rid)
             work.found += leases
             progress = progress or bool(leases) or head != before
+        if shares and work.command.max_tasks > 1 and not work.error:
+            gave = sum(len(outcome[1]) for outcome in outcomes if not isinstance(outcome, FlowFabricError))
+            each = gave // len(shares)
+            if gave == sum(share.most for share in shares):
+                each = max(each, self._per_hint)
+            self._per_hint = max(1, min(each, TOGETHER))
         return progress and not closed
 
     async def _claim_share(
@@ -336,12 +349,22 @@ class _Work:
         self.woken = woken
         self.is_again = is_again
         self.found: list[Found] = []
+        self.seen: set[tuple[str, int]] = set()
+        """Where this claim has looked although somebody else held the hint."""
         self.error: FlowFabricError | None = None
 
     @property
     def left(self) -> int:
         """How many more leases are wanted."""
         return self.command.max_tasks - len(self.found)
+
+    def unseen(self, hints: Sequence[Hint]) -> Sequence[Hint]:
+        """Return the hints to follow: of those that somebody else holds, a few that were not looked at before."""
+        if not hints[0].is_shared:
+            return hints
+        fresh = [hint for hint in hints if (hint.rid, hint.partition) not in self.seen][:HINTS_AT_ONCE]
+        self.seen.update((hint.rid, hint.partition) for hint in fresh)
+        return fresh
 
     @property
     def room(self) -> int:
@@ -376,8 +399,11 @@ def _shares(live: Sequence[_Held], count: int, limit: float) -> list[_Share] | N
         return [_Share(live[0], 1, min(_head_of(live[1]) + SLACK_MS, limit))]
     equal = sum(1 for each in live if _head_of(each) <= best + SLACK_MS)
     bound = min(best + SLACK_MS, limit)
-    if equal >= count:
-        return [_Share(each, 1, bound) for each in live[:count]]
+    if equal * TOGETHER >= count:
+        # The fewer calls the better: what counts as equally old may all come from a few indexes.
+        giving = min(-(-count // TOGETHER), equal)
+        each_gets, more = divmod(count, giving)
+        return [_Share(held, each_gets + (at < more), bound) for at, held in enumerate(live[:giving])]
     if equal < len(live):
         return None
     each_gets, more = divmod(count, equal)

@@ -10,7 +10,6 @@ so a pipeline that is sent again cannot give an adopted payload back its expiry.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -77,6 +76,16 @@ class _Prepared(msgspec.Struct):
     given: dict[str, Any]
 
 
+class _Batch:
+    """A batch under way."""
+
+    def __init__(self) -> None:
+        self.window: Final = asyncio.Semaphore(CHUNKS_AT_ONCE)
+        self.failure: Unavailable | None = None
+        self.answered: bool = False
+        """Some of it was created."""
+
+
 class Creator:
     """Creates executions in one store."""
 
@@ -104,45 +113,43 @@ class Creator:
         """Create many, each with its own outcome; other callers' operations run in between."""
         command.check()
         items = command.executions
-        outcomes: list[Outcome] = []
-        chunks: deque[asyncio.Task[list[Outcome]]] = deque()
-        try:
-            for start in range(0, len(items), CHUNK):
-                chunks.append(asyncio.create_task(self._create_chunk(items[start : start + CHUNK])))
-                # While the store works on one chunk, the next one is prepared.
-                if len(chunks) > CHUNKS_AT_ONCE:
-                    outcomes += await chunks.popleft()
-            while chunks:
-                outcomes += await chunks.popleft()
-        except Unavailable as error:
-            await asyncio.gather(*chunks, return_exceptions=True)
-            if not outcomes and not isinstance(error, OutcomeUnknown):
-                raise
+        batch = _Batch()
+        outcomes = await asyncio.gather(
+            *(
+                self._create_chunk(batch, items[start : start + CHUNK])
+                for start in range(0, len(items), CHUNK)
+            ),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Unavailable):
+                raise outcome
+        if batch.failure is not None:
+            if not batch.answered and not isinstance(batch.failure, OutcomeUnknown):
+                raise batch.failure
             raise OutcomeUnknown(
-                f"part of the batch was created, then: {error.message}; repeat the batch"
-            ) from error
-        finally:
-            for chunk in chunks:
-                chunk.cancel()
-        return ExecutionsCreated(results=tuple(map(_result_of, outcomes)))
+                f"part of the batch was created, then: {batch.failure.message}; repeat the batch"
+            ) from batch.failure
+        return ExecutionsCreated(
+            results=tuple(
+                _result_of(item)
+                for outcome in outcomes
+                if not isinstance(outcome, BaseException)
+                for item in outcome
+            )
+        )
 
-    async def _create_chunk(self, items: Sequence[ExecutionCreate]) -> list[Outcome]:
+    async def _create_chunk(self, batch: _Batch, items: Sequence[ExecutionCreate]) -> list[Outcome]:
         """Create some of a batch; raise Unavailable when that failed for every one of them."""
         outcomes: list[Outcome | None] = [None] * len(items)
-        by_slot: dict[int, list[tuple[int, _Prepared]]] = {}
-        is_cluster = self._calls.client.is_cluster
-        for at, item in enumerate(items):
-            try:
-                item.check()
-                prepared = self._prepare(item)
-            except Refused as refusal:
-                outcomes[at] = refusal
-                continue
-            # One server takes everything in one pipeline, whatever the slots.
-            by_slot.setdefault(prepared.partition.slot if is_cluster else 0, []).append((at, prepared))
         left: list[tuple[int, _Prepared]] = []
         heads: dict[tuple[int, str], tuple[_Prepared, int]] = {}
-        answered = await asyncio.gather(*(self._send(group) for group in by_slot.values()))
+        # While the store works on some chunks, the next one is prepared.
+        async with batch.window:
+            if batch.failure is not None:
+                raise batch.failure
+            by_slot = self._prepare_chunk(items, outcomes)
+            answered = await asyncio.gather(*(self._send(group) for group in by_slot.values()))
         for group, answers in zip(by_slot.values(), answered, strict=True):
             for (at, prepared), answer in zip(group, answers, strict=True):
                 outcome = answer if isinstance(answer, Unavailable) else self._read(prepared, answer, heads)
@@ -156,8 +163,27 @@ class Creator:
         found = [outcome for outcome in outcomes if outcome is not None]
         failed = [outcome for outcome in found if isinstance(outcome, Unavailable)]
         if failed and len(failed) == len(found):
+            batch.failure = failed[0]
             raise failed[0]
+        batch.answered |= any(not isinstance(outcome, FlowFabricError) for outcome in found)
         return found
+
+    def _prepare_chunk(
+        self, items: Sequence[ExecutionCreate], outcomes: list[Outcome | None]
+    ) -> dict[int, list[tuple[int, _Prepared]]]:
+        """Prepare what is sent, by slot; note refusals in `outcomes`."""
+        by_slot: dict[int, list[tuple[int, _Prepared]]] = {}
+        is_cluster = self._calls.client.is_cluster
+        for at, item in enumerate(items):
+            try:
+                item.check()
+                prepared = self._prepare(item)
+            except Refused as refusal:
+                outcomes[at] = refusal
+                continue
+            # One server takes everything in one pipeline, whatever the slots.
+            by_slot.setdefault(prepared.partition.slot if is_cluster else 0, []).append((at, prepared))
+        return by_slot
 
     async def _send(self, group: Sequence[tuple[int, _Prepared]]) -> Sequence[Answer | Unavailable]:
         """Send creates in one pipeline and return the replies of their functions, or why there are none."""
@@ -170,10 +196,19 @@ class Creator:
         try:
             replies, is_confirmed = await self._calls.execute(group[0][1].partition, commands)
         except Unavailable as error:
+            if isinstance(error, OutcomeUnknown):
+                self._doubt(group)
             return [error] * len(group)
+        except asyncio.CancelledError:
+            self._doubt(group)
+            raise
         if not is_confirmed:
             return [OutcomeUnknown(UNCONFIRMED)] * len(group)
         return [replies[place] for place in places]
+
+    def _doubt(self, group: Sequence[tuple[int, _Prepared]]) -> None:
+        for _, prepared in group:
+            self._calls.doubt(prepared.partition, prepared.rid)
 
     def _read(
         self,

@@ -144,10 +144,9 @@ class ValkeyExecutions:
     async def describe(self, command: ExecutionDescribe) -> ExecutionSnapshot:
         """Read everything but the payloads."""
         command.check()
-        loaded = await self._load(command.execution_id)
+        loaded, now_ms = await asyncio.gather(self._load(command.execution_id), self._calls.now_ms())
         definition = loaded.definition
         partition = self._partitions.of(command.execution_id)
-        now_ms = await self._calls.now_ms()
         (found,), workers = await asyncio.gather(
             self._calls.read(partition, [("HGET", partition.lanes, definition.lane)]),
             self._workers.live(definition.namespace, now_ms),

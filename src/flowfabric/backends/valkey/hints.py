@@ -12,6 +12,7 @@ in between loses a hint, which the sweep puts back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -22,7 +23,7 @@ from flowfabric.backends.bells import Topic, deliver
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.keys import Partition
 from flowfabric.backends.valkey.store import Store
-from flowfabric.contract.errors import Unavailable
+from flowfabric.contract.errors import Misuse, Unavailable
 
 GIVE_BACK_AFTER_S: Final = 0.001
 """How long a hint that is done with waits for the next call that can carry it back."""
@@ -94,6 +95,8 @@ class Hints:
         self._dues: dict[int, int] = {}
         self._due_offering: asyncio.Task[None] | None = None
         self._late_dues: dict[int, int] = {}
+        self._doubts: set[tuple[Partition, str | None]] = set()
+        """Where a call may have changed something without saying so, and in which route."""
         self._is_late: bool = False
         """Somebody sees to what is late."""
         self._due_known: dict[int, int] = {}
@@ -293,6 +296,11 @@ class Hints:
             self._due_known[partition] = at_ms
         deliver(self._bells.ring_due(min(at_ms for _, at_ms in dues)))
 
+    def doubt(self, partition: Partition, rid: str | None) -> None:
+        """Find out, soon, what a call changed whose reply did not come: an execution at the head, a timer."""
+        self._doubts.add((partition, rid))
+        self._offer_later()
+
     # Private ------------------------------------------------------------------------------------------------------
 
     def _offer_later(self) -> None:
@@ -302,13 +310,35 @@ class Hints:
             self._spawn(self._offer_late())
 
     async def _offer_late(self) -> None:
-        while self._late_offers or self._late_dues:
-            await asyncio.sleep(AGAIN_AFTER_S)
-            offers, self._late_offers = self._late_offers, {}
-            dues, self._late_dues = self._late_dues, {}
-            await self._offer_these(offers)
-            await self._offer_these_dues(dues)
-        self._is_late = False
+        try:
+            while self._late_offers or self._late_dues or self._doubts:
+                await asyncio.sleep(AGAIN_AFTER_S)
+                doubts, self._doubts = self._doubts, set()
+                await asyncio.gather(*(self._find_out(partition, rid) for partition, rid in doubts))
+                offers, self._late_offers = self._late_offers, {}
+                dues, self._late_dues = self._late_dues, {}
+                await self._offer_these(offers)
+                await self._offer_these_dues(dues)
+        finally:
+            self._is_late = False
+
+    async def _find_out(self, partition: Partition, rid: str | None) -> None:
+        """Read what the hints of a partition should be, to have that written with what is late."""
+        indexes = [partition.due] if rid is None else [partition.due, partition.eligible(rid)]
+        try:
+            due, *eligible = await self._calls.read(
+                partition, [("ZRANGE", index, "0", "0", "WITHSCORES") for index in indexes]
+            )
+        except Unavailable:
+            self._doubts.add((partition, rid))
+            return
+        for _, at_ms in due:
+            number = partition.number
+            self._late_dues[number] = min(int(at_ms), self._late_dues.get(number, int(at_ms)))
+        for entries in eligible:
+            for _, score in entries:
+                assert rid is not None, "no route was asked for"
+                _add_offer(self._late_offers, (rid, partition.number), int(score), 1)
 
     def _write(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.create_task(self._quietly(work))
@@ -317,11 +347,9 @@ class Hints:
         return task
 
     async def _quietly(self, work: Any) -> None:
-        """Write a hint; what cannot be written now is for the sweep."""
-        try:
+        """Write a hint; what cannot be written now, or not any more since the store was closed, is for the sweep."""
+        with contextlib.suppress(Unavailable, Misuse):
             await work
-        except Unavailable:
-            return
 
     async def close(self) -> None:
         """Give back what is held and write what is waiting, as far as the store answers soon."""

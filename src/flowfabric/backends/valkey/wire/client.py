@@ -20,6 +20,7 @@ from flowfabric.backends.valkey.wire.replies import Answer, Reply, ServerError
 from flowfabric.backends.valkey.wire.retrying import NOT_EXECUTED, Call, Outcome
 from flowfabric.backends.valkey.wire.subscriber import Subscriber
 from flowfabric.backends.valkey.wire.topology import Topology
+from flowfabric.backends.valkey.wire.view import View
 from flowfabric.backends.valkey.wire.waiting import Backoff
 from flowfabric.contract.errors import FlowFabricError, Misuse, Unavailable
 
@@ -73,15 +74,17 @@ async def _start(topology: Topology, dialer: Dialer, address: Address, seed: End
         topology.start_single(connection, greeting)
         return
     try:
-        await _start_cluster(topology, address, seed, connection, greeting)
+        view = await _first_view(topology, address, seed, connection, greeting)
     finally:
         connection.abort("it was opened to look at the cluster")
         await connection.closed
+    # Nothing is awaited after this: who gives up while waiting leaves nothing running.
+    topology.start_cluster(view)
 
 
-async def _start_cluster(
+async def _first_view(
     topology: Topology, address: Address, seed: Endpoint, connection: Connection, greeting: Greeting
-) -> None:
+) -> View:
     if not address.is_cluster:
         raise Misuse(f"{seed.name} belongs to a cluster: use a URL that begins with valkey+cluster://")
     if greeting.mode != "cluster":
@@ -89,7 +92,7 @@ async def _start_cluster(
     view = await topology.describe(connection, seed)
     if view is None:
         raise Unavailable(f"{seed.name} knows of no server that owns slots")
-    topology.start_cluster(view)
+    return view
 
 
 class Client:

@@ -30,7 +30,6 @@ MISSED: Final = b""
 
 Callback = Callable[[bytes], None]
 
-_NOW: Final = NOT_EXECUTED
 _PING: Final = encode([("PING",)])
 
 
@@ -171,7 +170,7 @@ class Subscriber:
             self._topology.moved(*redirect)
         else:
             self._topology.request_refresh()
-        if error.code not in _NOW:
+        if error.code not in NOT_EXECUTED:
             for waiter in channel.waiters:
                 _fail(waiter, Misuse(f"{answered.name} does not let us subscribe: {error.message}"))
         self._unplace(channel)

@@ -13,6 +13,7 @@ if not fields[1] then
   return refuse('execution_not_found', false, 'execution_id', tag .. uuid)
 end
 local r = opened(uuid, fields[1], fields[2], '')
+now = since(r, now)
 local terminal = S.phase[r.vector] == 'terminal'
 local what
 if terminal and r.retention_due_at_ms and r.retention_due_at_ms <= now then

@@ -3,27 +3,19 @@
 -- ARGV:
 -- Touches: bells of the routes (informing only)
 
-local indexes = K.hintss
-local index_of = {}
+local indexes, rids = K.hintss, {}
 for at, key in ipairs(indexes) do
-  index_of[string.sub(key, #tag + 3)] = at
+  rids[at] = string.sub(key, #tag + 3)
 end
-local gone = {}
-for _, member in ipairs(redis.call('ZRANGE', K.held, '-inf', now, 'BYSCORE', 'LIMIT', 0, 1024)) do
-  local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+)$')
-  if index_of[rid] then
-    gone[#gone + 1] = member
-    redis.call('ZADD', indexes[index_of[rid]], 'LT', score, partition)
-  end
-end
-if #gone > 0 then
-  redis.call('ZREM', K.held, unpack(gone))
-end
+local dropped, added = {}, {}
+add_expired(K.held, now, rids, dropped, added)
+put_back(K.held, dropped, indexes, added)
 local reply = ok()
 for at, key in ipairs(indexes) do
-  if redis.call('EXISTS', key) == 1 then
+  local count = redis.call('ZCARD', key)
+  if count > 0 then
     reply[#reply + 1] = at
-    ring(tag, key, 0, redis.call('ZCARD', key))
+    ring(tag, key, 0, count)
   end
 end
 return reply

@@ -11,7 +11,7 @@
 -- Refuses: invalid_input slot_migrating
 -- Touches: bells of the routes (informing only), and the record of the claim (`c:` and its id)
 
-local HOLD_MS, HOLDS_SEEN_MAX, DEPTH_MAX = 2000, 1024, 16
+local HOLD_MS, DEPTH_MAX = 2000, 16
 local indexes = K.hintss
 local rids = {}
 for at, key in ipairs(indexes) do
@@ -20,11 +20,22 @@ end
 if wanted > #indexes or woken > wanted or most > 256 or #given % 5 ~= 0 then
   return refuse('invalid_input', 'malformed call of a function: hints', 'field', 'given')
 end
+local dropped, added, depths = {}, {}, {}
 for at = 1, #given, 5 do
-  local taken, new = given[at + 2], given[at + 3]
-  if not indexes[tonumber(given[at])] or not is_integer(given[at + 1]) or (taken ~= '' and not is_score(taken))
+  local index, partition, taken, new = tonumber(given[at]), given[at + 1], given[at + 2], given[at + 3]
+  if not indexes[index] or not is_integer(partition) or (taken ~= '' and not is_score(taken))
     or (new ~= '' and not is_score(new)) or not is_integer(given[at + 4]) then
     return refuse('invalid_input', 'malformed call of a function: hints', 'field', 'given')
+  end
+  if taken ~= '' then
+    dropped[#dropped + 1] = rids[index] .. ' ' .. partition .. ' ' .. taken
+  end
+  if new ~= '' then
+    local scores = added[index] or {}
+    added[index] = scores
+    scores[#scores + 1] = new
+    scores[#scores + 1] = partition
+    depths[index] = math.max(depths[index] or 0, tonumber(given[at + 4]))
   end
 end
 local record, known = claim_id and tag .. 'c:' .. claim_id, nil
@@ -36,121 +47,45 @@ if record then
   end
 end
 local version = tonumber(redis.call('HGET', meta, 'catalog') or 0)
-
--- What is given back, and holds that ran out because their holder is gone.
-local dropped, added, depths = {}, {}, {}
-local function give(index, partition, score)
-  local scores = added[index] or {}
-  added[index] = scores
-  scores[#scores + 1] = score
-  scores[#scores + 1] = partition
-end
-for at = 1, #given, 5 do
-  local index, partition = tonumber(given[at]), given[at + 1]
-  if given[at + 2] ~= '' then
-    dropped[#dropped + 1] = rids[index] .. ' ' .. partition .. ' ' .. given[at + 2]
-  end
-  if given[at + 3] ~= '' then
-    give(index, partition, given[at + 3])
-    depths[index] = math.max(depths[index] or 0, tonumber(given[at + 4]))
-  end
-end
-local expired = redis.call('ZRANGE', K.held, '-inf', now, 'BYSCORE', 'LIMIT', 0, HOLDS_SEEN_MAX)
-if #expired > 0 then
-  local index_of = {}
-  for at, rid in ipairs(rids) do
-    index_of[rid] = at
-  end
-  for _, member in ipairs(expired) do
-    local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+)$')
-    if index_of[rid] then
-      dropped[#dropped + 1] = member
-      give(index_of[rid], partition, score)
-    end
-  end
-end
-for first = 1, #dropped, 1000 do
-  redis.call('ZREM', K.held, unpack(dropped, first, math.min(first + 999, #dropped)))
-end
-for index, scores in pairs(added) do
-  for first = 1, #scores, 1000 do
-    redis.call('ZADD', indexes[index], 'LT', unpack(scores, first, math.min(first + 999, #scores)))
-  end
-end
-
--- The best hints: first the best of each route, then more of those routes that can have more.
-local left, found = {}, {}
-local function look(index, first, last)
-  local seen = redis.call('ZRANGE', indexes[index], first, last, 'WITHSCORES')
-  for at = 1, #seen, 2 do
-    found[#found + 1] = { index, seen[at], seen[at + 1], tonumber(seen[at + 1]) }
-  end
-  return #seen / 2
-end
-local function better(one, other)
-  if one[4] ~= other[4] then
-    return one[4] < other[4]
-  end
-  return one[1] * 65536 + tonumber(one[2]) < other[1] * 65536 + tonumber(other[2])
-end
-local taken, bound = {}, false
 local is_repeated = known and again == 0
-if wanted == 1 and not is_repeated and most > 0 then
-  look(1, 0, most)
-elseif not is_repeated and most > 0 then
-  for index = 1, wanted do
-    left[index] = look(index, 0, 0) > 0 and 0 or nil
-  end
-  table.sort(found, better)
-  for at = 1, math.min(most, #found) do
-    look(found[at][1], 1, most)
-  end
-  table.sort(found, better)
+local takes = most > 0 and not is_repeated
+add_expired(K.held, now, rids, dropped, added)
+put_back(K.held, dropped, indexes, added)
+
+local found, left = {}, {}
+if takes then
+  found, left = best_hints(indexes, wanted, most)
 end
-local removed = {}
-for at, hint in ipairs(found) do
-  local index = hint[1]
-  if at <= most then
-    taken[at] = hint
-    local members = removed[index] or {}
-    removed[index] = members
-    members[#members + 1] = hint[2]
-  else
-    left[index] = 1
-    bound = bound or hint[3]
-  end
+local bound, holds, removed = found[most + 1] and found[most + 1][3] or false, {}, {}
+local reply = ok(version, bound)
+local function answer(hint, is_shared)
+  local at = #reply
+  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = hint[1], hint[2], hint[3], is_shared
+end
+for at = 1, math.min(most, #found) do
+  local hint = found[at]
+  local members = removed[hint[1]] or {}
+  removed[hint[1]] = members
+  members[#members + 1] = hint[2]
+  holds[#holds + 1] = now + HOLD_MS
+  holds[#holds + 1] = rids[hint[1]] .. ' ' .. hint[2] .. ' ' .. hint[3]
+  answer(hint, 0)
 end
 for index, members in pairs(removed) do
   redis.call('ZREM', indexes[index], unpack(members))
-  if wanted > 1 and left[index] ~= 1 then
-    left[index] = redis.call('EXISTS', indexes[index]) == 1 and 1 or nil
+  if wanted == 1 then
+    left[index] = bound and true or nil
+  else
+    left[index] = redis.call('EXISTS', indexes[index]) == 1 or nil
   end
 end
-local reply = ok(version, bound)
-if #taken > 0 then
-  local holds = {}
-  for _, hint in ipairs(taken) do
-    holds[#holds + 1] = now + HOLD_MS
-    holds[#holds + 1] = rids[hint[1]] .. ' ' .. hint[2] .. ' ' .. hint[3]
-    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3], reply[#reply + 4] = hint[1], hint[2], hint[3], 0
-  end
+local partitions = { known or nil }
+if #holds > 0 then
   redis.call('ZADD', K.held, unpack(holds))
-elseif most > 0 and not is_repeated then
-  local index_of, shared = {}, {}
-  for at = 1, wanted do
-    index_of[rids[at]] = at
-  end
-  for _, member in ipairs(redis.call('ZRANGE', K.held, 0, HOLDS_SEEN_MAX - 1)) do
-    local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+)$')
-    if index_of[rid] then
-      shared[#shared + 1] = { index_of[rid], partition, score, tonumber(score) }
-    end
-  end
-  table.sort(shared, better)
+elseif takes then
+  local shared = shared_hints(K.held, rids, wanted)
   for at = 1, math.min(most, #shared) do
-    local hint = shared[at]
-    taken[at] = hint
-    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3], reply[#reply + 4] = hint[1], hint[2], hint[3], 1
+    answer(shared[at], 1)
   end
 end
 
@@ -158,7 +93,7 @@ end
 -- what is gone. Bells only inform.
 local waiting = {}
 for index, scores in pairs(added) do
-  if left[index] or index > wanted or most == 0 or is_repeated then
+  if left[index] or index > wanted or not takes then
     waiting[index] = #scores / 2
   end
 end
@@ -177,10 +112,9 @@ end
 if is_repeated then
   return ok(version, 'repeated', known)
 end
-if record and #taken > 0 then
-  local partitions = { known or nil }
-  for _, hint in ipairs(taken) do
-    partitions[#partitions + 1] = hint[2]
+if record and #reply > 5 then
+  for at = 7, #reply, 4 do
+    partitions[#partitions + 1] = reply[at]
   end
   redis.call('SET', record, table.concat(partitions, ' '), 'PX', math.max(keep_ms, 1))
 end

@@ -32,6 +32,7 @@ if not fields[1] then
   return refuse('execution_not_found', false, 'execution_id', tag .. uuid)
 end
 local r = opened(uuid, fields[1], fields[2], '')
+now = since(r, now)
 if S.phase[r.vector] ~= 'active' then
   return refuse('stream_closed', false, 'public_state', S.public[r.vector])
 end
