@@ -79,7 +79,7 @@ async def until(store: Store, holds: Callable[[], bool]) -> None:
 
 async def fresh(store: Store) -> Catalog:
     """A catalog that was just read."""
-    catalog = Catalog(store.calls)
+    catalog = Catalog(store.calls, store.layout.store_id)
     await catalog.load()
     return catalog
 
@@ -186,7 +186,7 @@ async def test_routes_are_bounded(place: str, opens: Opens) -> None:
     await asyncio.gather(
         *(store.catalog.register(definition("a", f"k{n}")) for n in range(limits.ROUTES_PER_LANE_MAX))
     )
-    unaware = Catalog(store.calls)
+    unaware = Catalog(store.calls, store.layout.store_id)
     for catalog in (store.catalog, unaware):
         await catalog.register(definition("a", "k0", namespace="other"))
         with pytest.raises(RouteLimitExceeded):

@@ -67,8 +67,9 @@ class Route(msgspec.Struct, frozen=True):
 class Catalog:
     """Lanes, routes and defaults as this process knows them. `load` it before use."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, store_id: str) -> None:
         self._calls = calls
+        self._store_id = store_id
         self._version = 0
         self._ahead: Final[set[int]] = set()
         self._lanes: Final[dict[str, StoredLane]] = {}
@@ -190,9 +191,11 @@ class Catalog:
     def hear(self, message: bytes) -> None:
         """Take in a message of the channel."""
         try:
-            version, what, *rest = _CHANGE.decode(message)
+            store, version, what, *rest = _CHANGE.decode(message)
         except (msgspec.MsgspecError, ValueError) as error:
             raise Corrupt(f"a message of the catalog cannot be read: {error}") from error
+        if store != self._store_id:
+            return
         if not isinstance(version, int):
             raise Corrupt("a message of the catalog has no number")
         match what, rest:

@@ -359,9 +359,14 @@ class _Work:
         return self.command.max_tasks - len(self.found)
 
     def unseen(self, hints: Sequence[Hint]) -> Sequence[Hint]:
-        """Return the hints to follow: of those that somebody else holds, a few that were not looked at before."""
+        """Return the hints to follow: of those that somebody else holds, a few that were not looked at before.
+
+        A claim that waits looks at one such place only, because it is woken when a hint is given back.
+        """
         if not hints[0].is_shared:
             return hints
+        if self.seen and self.command.wait_ms > 0:
+            return ()
         fresh = [hint for hint in hints if (hint.rid, hint.partition) not in self.seen][:HINTS_AT_ONCE]
         self.seen.update((hint.rid, hint.partition) for hint in fresh)
         return fresh

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from flowfabric.contract.errors import Corrupt, Misuse
-from flowfabric.contract.ids import PartitionCounts
+from flowfabric.contract.ids import PartitionCounts, mint_uuid
 
 LAYOUT: Final = 1
 """Version of how executions are stored; a newer one is refused."""
@@ -47,6 +47,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     budget: int
     quota: int
     created_at_ms: int
+    store_id: str = ""
+    """Tells apart the stores in several databases of one server, which share its channels."""
 
     @property
     def partitions(self) -> PartitionCounts:
@@ -143,7 +145,12 @@ def first_layout(partitions: PartitionCounts | None, now_ms: int) -> bytes:
     counts = partitions if partitions is not None else PartitionCounts()
     return msgspec.json.encode(
         Layout(
-            layout=LAYOUT, flow=counts.flow, budget=counts.budget, quota=counts.quota, created_at_ms=now_ms
+            layout=LAYOUT,
+            flow=counts.flow,
+            budget=counts.budget,
+            quota=counts.quota,
+            created_at_ms=now_ms,
+            store_id=mint_uuid(),
         )
     )
 

@@ -68,7 +68,7 @@ class Store:
             confirm=confirmation if found.promise.waits else None,
         )
         self.registration: Final = Registration(self.calls, self.library)
-        self.catalog: Final = Catalog(self.calls)
+        self.catalog: Final = Catalog(self.calls, layout.store_id)
         self._background: Final[set[asyncio.Task[Any]]] = set()
 
     async def start(self) -> None:

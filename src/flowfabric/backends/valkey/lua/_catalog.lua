@@ -6,7 +6,10 @@ local function count_change(meta)
   return redis.call('HINCRBY', meta, 'catalog', 1)
 end
 
--- Tell everybody what changed. It only informs, so it never fails a function that has written.
-local function tell_change(tag, version, ...)
-  redis.pcall('SPUBLISH', tag .. 'ch:catalog', cmsgpack.pack({ version, ... }))
+-- Tell everybody what changed, and in which store: several databases of a server share its channels. It only informs,
+-- so it never fails a function that has written.
+local function tell_change(meta, tag, version, ...)
+  local layout = redis.pcall('HGET', meta, 'layout')
+  local store = type(layout) == 'string' and string.match(layout, '"store_id":"([^"]*)"') or ''
+  redis.pcall('SPUBLISH', tag .. 'ch:catalog', cmsgpack.pack({ store, version, ... }))
 end

@@ -28,6 +28,6 @@ if redis.call('HEXISTS', routes, route_id) == 0 then
     redis.call('HSET', registry, lane, stored)
   end
   redis.call('HSET', routes, route_id, value)
-  tell_change(tag, at, 'route', lane, route_id, value, cmsgpack.unpack(stored))
+  tell_change(meta, tag, at, 'route', lane, route_id, value, cmsgpack.unpack(stored))
 end
 return ok(at, stored or '')

@@ -28,6 +28,6 @@ if acts or not stored then
   stored = cmsgpack.pack(state, created_at_ms, changed_at_ms, latest, copied)
   local at = count_change(meta)
   redis.call('HSET', registry, lane, stored)
-  tell_change(tag, at, 'lane', lane, cmsgpack.unpack(stored))
+  tell_change(meta, tag, at, 'lane', lane, cmsgpack.unpack(stored))
 end
 return ok(before, stored)

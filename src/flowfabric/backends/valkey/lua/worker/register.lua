@@ -41,7 +41,7 @@ for i = 1, #published, 2 do
   if before[i] ~= text then
     local at = count_change(meta)
     redis.call('HSET', defaults, namespace .. ' ' .. kind, text)
-    tell_change(tag, at, 'defaults', namespace, kind, text)
+    tell_change(meta, tag, at, 'defaults', namespace, kind, text)
     reply[#reply + 1] = at
     reply[#reply + 1] = kind
     reply[#reply + 1] = text
