@@ -197,3 +197,10 @@ class Backend(Stores, Protocol):
     async def now_ms(self) -> int:
         """The store's clock."""
         ...
+
+    async def another(self) -> Stores:
+        """Return the store for calls from the running event loop; the caller closes it, unless it is this very object.
+
+        A store that takes calls from any event loop is its own; one whose connections belong to a loop is opened again.
+        """
+        ...

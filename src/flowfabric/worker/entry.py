@@ -96,7 +96,7 @@ async def open_stores(url: str, *, token: str | None = None, timers: bool = True
     try:
         if engine is not None:
             await engine.start()
-        # Calls of an embedded store can be made from any event loop, so the renewal thread shares it.
+        # The renewal thread asks the store itself for one that takes calls from its event loop.
         yield Opened(backend, None)
     finally:
         if engine is not None:

@@ -14,9 +14,9 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeGuard
 
-from flowfabric.contract.backend import Stores
+from flowfabric.contract.backend import Backend, Stores
 from flowfabric.contract.errors import FlowFabricError, Misuse, Refused, WorkerNotRegistered
 from flowfabric.contract.lease import LeaseRenew
 from flowfabric.contract.worker import WorkerHeartbeat, WorkerRegister
@@ -38,8 +38,8 @@ CLOSE_DEADLINE_S: Final = 5.0
 BLOCKED_WARNING_S: Final = 1.0
 
 
-def is_embedded(stores: Stores) -> bool:
-    """Say whether these stores are a store in this process, usable from any event loop and with a clock to ask."""
+def is_embedded(stores: Stores) -> TypeGuard[Backend]:
+    """Say whether these stores are a store in this process: it has a clock to ask and can be had for another loop."""
     return hasattr(stores, "timers")
 
 
@@ -57,11 +57,13 @@ class LeaseKeeper:
     ) -> None:
         """Prepare a thread for the running event loop.
 
-        Without `stores_factory` the thread uses `stores`, which then must be an embedded store.
+        Without `stores_factory` the thread asks `stores` for its own, which then must be an embedded store.
 
         Raises: Misuse when it is not.
         """
-        if stores_factory is None and not is_embedded(stores):
+        if stores_factory is None and is_embedded(stores):
+            stores_factory = stores.another
+        if stores_factory is None:
             raise Misuse(
                 "these stores belong to one event loop, and leases are renewed in another: pass stores_factory=, "
                 "which opens the same again, for example `async def factory(): return HttpStores(url, token=token)`"
@@ -135,13 +137,11 @@ class LeaseKeeper:
                 call.cancel()
             if self._calls:
                 await asyncio.wait(tuple(self._calls), timeout=CLOSE_DEADLINE_S)
-            if self._factory is not None:
+            if stores is not self._shared:
                 async with asyncio.timeout(CLOSE_DEADLINE_S):
                     await stores.close()
 
     async def _open(self) -> Stores | None:
-        if self._factory is None:
-            return self._shared
         stopping = self._stopping
         tries = 0
         while stopping is not None and not stopping.is_set():

@@ -82,6 +82,10 @@ class SqliteBackend:
         """Return the store's time."""
         return self.writer.now_ms()
 
+    async def another(self) -> SqliteBackend:
+        """Return this store: it takes calls from any event loop."""
+        return self
+
     async def capabilities(self) -> Capabilities:
         """Say what the store physically is."""
         return Capabilities(

@@ -15,7 +15,7 @@ from flowfabric.backends.valkey.lease import ValkeyLeases
 from flowfabric.backends.valkey.listing import Listing
 from flowfabric.backends.valkey.maintenance import ValkeyMaintenance
 from flowfabric.backends.valkey.routing import Routes
-from flowfabric.backends.valkey.store import Store, open_store
+from flowfabric.backends.valkey.store import Store, open_store, open_target
 from flowfabric.backends.valkey.stream import ValkeyStreams
 from flowfabric.backends.valkey.sweep import Sweep
 from flowfabric.backends.valkey.timers import ValkeyTimers
@@ -76,6 +76,18 @@ class ValkeyBackend:
     async def now_ms(self) -> int:
         """Return the store's time."""
         return await self._store.calls.now_ms()
+
+    async def another(self) -> ValkeyBackend:
+        """Open the store again for the running event loop, for calls that do not wait for anything."""
+        store = self._store
+        return ValkeyBackend(
+            await open_target(
+                store.target,
+                clock=store.clock,
+                partitions=store.layout.partitions,
+                retention_ms=store.retention_ms,
+            )
+        )
 
     async def capabilities(self) -> Capabilities:
         """Say what the store physically is."""

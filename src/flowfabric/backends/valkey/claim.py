@@ -38,7 +38,7 @@ SHARED_AT_ONCE: Final = 128
 """How many are looked at when all of them are held by others."""
 TOGETHER: Final = 4
 """How many leases one index gives at once, where others have work that is as old."""
-SLACK_MS: Final = 250
+SLACK_MS: Final = 200
 """Work of one priority and so close in age counts as equally old."""
 LOOKS_MAX: Final = 1_024
 """Looks at the hints in one claim, each of which found some."""
@@ -178,7 +178,8 @@ class Claims:
             if not await self._claim_shares(work, shares, closed):
                 break
         for each in held:
-            if not each.is_in_doubt:
+            untouched = each.hint.is_shared and each.head == float(each.hint.score)
+            if not each.is_in_doubt and not untouched:
                 head = None if each.head is None else int(each.head)
                 self._hints.give_back(each.hint, head, each.depth)
 
@@ -363,7 +364,7 @@ class _Work:
 
         A claim that waits looks at one such place only, because it is woken when a hint is given back.
         """
-        if not hints[0].is_shared:
+        if not all(hint.is_shared for hint in hints):
             return hints
         if self.seen and self.command.wait_ms > 0:
             return ()

@@ -234,7 +234,7 @@ class ValkeyLeases:
                 if refused or not await self._catalog.catch_up():
                     break
                 continue
-            (hint,) = taken.hints
+            hint, *_ = taken.hints
             partition = self._partitions.all[hint.partition]
             index = partition.eligible(hint.rid)
             (entries,) = await self._calls.read(partition, [("ZRANGE", index, "0", GRANT_AT_ONCE - 1)])

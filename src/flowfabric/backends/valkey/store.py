@@ -48,6 +48,7 @@ class Store:
         clock: ManualClock | None,
         retention_ms: int,
     ) -> None:
+        self.target: Final = target
         self.url: Final = target.address.public_url
         self.client: Final = client
         self.found = found
@@ -153,6 +154,17 @@ async def open_store(
         Corrupt, Unavailable.
     """
     target = opening.parse(url).asking(durability)
+    return await open_target(target, clock=clock, partitions=partitions, retention_ms=retention_ms)
+
+
+async def open_target(
+    target: Target,
+    *,
+    clock: Clock | None,
+    partitions: PartitionCounts | None,
+    retention_ms: int | None,
+) -> Store:
+    """Open what a URL asks for. Raises: as `open_store`."""
     client = await connect(target.address)
     try:
         found = await opening.inspect(client, target.durability)

@@ -104,10 +104,10 @@ local function best_hints(keys, count, most)
   return found, has_some
 end
 
--- The best hints of the first `count` routes that others hold.
-local function shared_hints(held, rids, count)
+-- The best hints of the first `count` routes that others hold, among the `most` oldest holds.
+local function shared_hints(held, rids, count, most)
   local at_of, shared = positions(rids, count), {}
-  for _, member in ipairs(redis.call('ZRANGE', held, 0, HOLDS_SEEN_MAX - 1)) do
+  for _, member in ipairs(redis.call('ZRANGE', held, 0, most - 1)) do
     local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+)$')
     if at_of[rid] then
       shared[#shared + 1] = { at_of[rid], partition, score, tonumber(score) }

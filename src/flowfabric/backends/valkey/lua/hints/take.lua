@@ -3,15 +3,15 @@
 -- to give back, five values each: which of the keys, partition, score as taken (empty: somebody else holds it), score of
 -- the new head (empty: the index has none), and how much the index has. Answers the catalog's version, the score of the
 -- best hint that was left, and the taken ones, four values each: which key, partition, score, and 1 when somebody else
--- holds it: those are given when there are no others, so that no work is overlooked. A `claim_id` whose claim is known
--- answers `repeated` and its partitions instead, unless `again` says that this call goes on with that claim. `woken` is
--- the key of the route whose bell made the caller look, or 0.
+-- holds it: those are given when there are no others, so that no work is overlooked, and when they are better. A
+-- `claim_id` whose claim is known answers `repeated` and its partitions instead, unless `again` says that this call goes
+-- on with that claim. `woken` is the key of the route whose bell made the caller look, or 0.
 -- KEYS: meta held hints...
 -- ARGV: wanted:int most:int woken:int claim_id:uuid? again:flag keep_ms:int given:rest
 -- Refuses: invalid_input slot_migrating
 -- Touches: bells of the routes (informing only), and the record of the claim (`c:` and its id)
 
-local HOLD_MS, DEPTH_MAX = 2000, 16
+local HOLD_MS, DEPTH_MAX, SLACK_MS, BETTER_SEEN_MAX = 2000, 16, 200, 48
 local indexes = K.hintss
 local rids = {}
 for at, key in ipairs(indexes) do
@@ -81,9 +81,15 @@ for index, members in pairs(removed) do
 end
 local partitions = { known or nil }
 if #holds > 0 then
+  local worst = found[math.min(most, #found)][4] - SLACK_MS
+  for _, hint in ipairs(shared_hints(K.held, rids, wanted, BETTER_SEEN_MAX)) do
+    if hint[4] < worst then
+      answer(hint, 1)
+    end
+  end
   redis.call('ZADD', K.held, unpack(holds))
 elseif takes then
-  local shared = shared_hints(K.held, rids, wanted)
+  local shared = shared_hints(K.held, rids, wanted, HOLDS_SEEN_MAX)
   for at = 1, math.min(most, #shared) do
     answer(shared[at], 1)
   end
