@@ -13,21 +13,23 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from subprocess import run
-from typing import Any, Final
+from typing import Any, Final, Generic, Self, TypeVar
 
 import hiredis
 
-from flowfabric.provision.valkey import HOST, Option, ValkeyServer, find_server, free_port
+from flowfabric.provision.valkey import HOST, PORTS, Option, ValkeyServer, find_server, is_free
 
 SLOTS: Final = 16_384
 CALL_TIMEOUT_S: Final = 20.0
 WITHIN_S: Final = 30.0
+BUS: Final = 10_000
+"""What a node's port for the other nodes is above its own."""
 NODE_TIMEOUT_MS: Final = 1_000
 """After which the nodes of a cluster agree that one of them is gone."""
 
@@ -61,14 +63,41 @@ def eventually(holds: Callable[[], bool], what: str, *, within_s: float = WITHIN
         time.sleep(0.02)  # sleeps: another process is asked again shortly
 
 
-class Node(ValkeyServer):
-    """A server to talk to and to do things to. Options of the same name in capitals are Valkey's own."""
+class Line:
+    """A blocking connection that sends a command and returns its reply; errors are raised as `hiredis.ReplyError`."""
 
-    def __init__(self, folder: Path, options: dict[str, Option]) -> None:
-        super().__init__(folder, options=options)
-        self._socket: socket.socket | None = None
+    def __init__(self, port: int, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._socket = socket.create_connection((HOST, port), timeout=timeout_s)
         self._reader = hiredis.Reader(notEnoughData=...)
-        self._bus_port: int | None = None
+
+    def __call__(self, *command: str | int | float | bytes, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        self._socket.settimeout(timeout_s)
+        self._socket.sendall(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]
+        while (reply := self._reader.gets()) is ...:
+            data = self._socket.recv(65_536)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self._reader.feed(data)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Node(ValkeyServer):
+    """A server to talk to and to do things to."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Option]) -> None:
+        super().__init__(folder, options=options)
+        self._line: Line | None = None
 
     @property
     def name(self) -> str:
@@ -78,18 +107,17 @@ class Node(ValkeyServer):
     @property
     def bus_port(self) -> int:
         """Where the other nodes of a cluster reach it."""
-        assert self._bus_port is not None, "it is not of a cluster"
-        return self._bus_port
+        return self.port + BUS
 
     @property
     def is_cluster(self) -> bool:
         return self.options.get("cluster-enabled") == "yes"
 
     def choose_port(self) -> int:
-        if self.is_cluster:
-            self._bus_port = free_port()
-            self.options["cluster-port"] = self._bus_port
-        return super().choose_port()
+        while True:
+            port = super().choose_port()
+            if not self.is_cluster or (port + BUS < PORTS.stop and is_free(port + BUS)):
+                return port
 
     def call(self, *command: str | int | float | bytes, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Send a command and return its reply; an error is raised as `hiredis.ReplyError`.
@@ -97,28 +125,18 @@ class Node(ValkeyServer):
         Raises: `OSError` when it cannot be reached; the next call connects again.
         """
         try:
-            if self._socket is None:
-                self._reader = hiredis.Reader(notEnoughData=...)
-                self._socket = socket.create_connection((HOST, self.port), timeout=timeout_s)
-            self._socket.settimeout(timeout_s)
-            self._socket.sendall(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]
-            while (reply := self._reader.gets()) is ...:
-                data = self._socket.recv(65_536)
-                if not data:
-                    raise ConnectionResetError(f"{self.name} closed the connection")
-                self._reader.feed(data)
+            if self._line is None:
+                self._line = Line(self.port, timeout_s)
+            return self._line(*command, timeout_s=timeout_s)
         except OSError:
             self.hang_up()
             raise
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
 
     def hang_up(self) -> None:
         """Close the connection of `call`."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         self.hang_up()
@@ -128,15 +146,18 @@ class Node(ValkeyServer):
         self.hang_up()
         super().kill()
 
+    def send_signal(self, number: int) -> None:
+        """Send the process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def pause(self) -> None:
         """Stop the process in its tracks: it keeps its connections and answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        self.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let a paused process go on."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        self.send_signal(signal.SIGCONT)
 
     def info(self, section: str = "everything") -> dict[str, str]:
         """Return what INFO says."""
@@ -154,16 +175,15 @@ class Node(ValkeyServer):
             self.call("FUNCTION", "FLUSH")
 
 
-class Cluster:
+Server = TypeVar("Server", bound=Node)
+
+
+class Cluster(Generic[Server]):
     """Primaries with replicas of theirs; a node keeps its place in `nodes` whatever role it has."""
 
-    def __init__(
-        self, folder: Path, *, primaries: int = 3, replicas: int = 1, options: dict[str, Option]
-    ) -> None:
-        self.nodes: Final = [
-            Node(folder / f"node-{place}", {**CLUSTER_OPTIONS, **options})
-            for place in range(primaries * (1 + replicas))
-        ]
+    def __init__(self, nodes: Sequence[Server], *, primaries: int) -> None:
+        """Make a cluster of nodes that do not run yet: first the primaries, then the replicas in the same order."""
+        self.nodes: Final = list(nodes)
         self._primaries: Final = primaries
 
     @property
@@ -175,7 +195,7 @@ class Cluster:
         """Start all nodes and make them one cluster that serves every slot."""
         try:
             with ThreadPoolExecutor(len(self.nodes)) as pool:
-                list(pool.map(Node.start, self.nodes))
+                list(pool.map(ValkeyServer.start, self.nodes))
             first, *others = self.nodes
             for epoch, node in enumerate(self.nodes, start=1):
                 node.call("CLUSTER", "SET-CONFIG-EPOCH", epoch)
@@ -199,19 +219,19 @@ class Cluster:
 
     # Who is who ---------------------------------------------------------------------------------------------------
 
-    def identity(self, node: Node) -> str:
+    def identity(self, node: Server) -> str:
         """Return a node's id within the cluster."""
         return node.call("CLUSTER", "MYID").decode()
 
-    def running(self) -> list[Node]:
+    def running(self) -> list[Server]:
         """Return the nodes whose process is alive."""
         return [node for node in self.nodes if node.is_running]
 
-    def primaries(self) -> list[Node]:
+    def primaries(self) -> list[Server]:
         """Return the running nodes that take writes by their own account."""
         return [node for node in self.running() if node.is_primary()]
 
-    def owner(self, slot: int) -> Node:
+    def owner(self, slot: int) -> Server:
         """Return the node that owns a slot by its own account."""
         for node in self.primaries():
             for first, last, (_, port, *_rest), *_ in node.call("CLUSTER", "SLOTS"):
@@ -223,9 +243,9 @@ class Cluster:
         """Return the slot of a key."""
         return self.running()[0].call("CLUSTER", "KEYSLOT", key)
 
-    def replicas_of(self, primary: Node) -> list[Node]:
+    def replicas_of(self, primary: Server) -> list[Server]:
         """Return the running replicas of a node by their own account."""
-        found: list[Node] = []
+        found: list[Server] = []
         for node in self.running():
             state = node.info("replication")
             if state["role"] == "slave" and int(state["master_port"]) == primary.port:
@@ -234,9 +254,10 @@ class Cluster:
 
     def wait_whole(self, *, within_s: float = WITHIN_S) -> None:
         """Wait until every running node sees every slot served and every running replica follows its primary."""
-        eventually(self._is_whole, "the cluster is whole", within_s=within_s)
+        eventually(self.is_whole, "the cluster is whole", within_s=within_s)
 
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Say whether all running nodes agree on who serves each slot, and every replica follows its primary."""
         views: set[tuple[tuple[int, int, int], ...]] = set()
         for node in self.running():
             if b"cluster_state:ok" not in node.call("CLUSTER", "INFO"):
@@ -251,7 +272,7 @@ class Cluster:
         return len(views) == 1 and covered == SLOTS
 
     def _all_know_all(self) -> bool:
-        def known(node: Node) -> int:
+        def known(node: Server) -> int:
             lines = node.call("CLUSTER", "NODES").decode().splitlines()
             return sum("handshake" not in line and "noaddr" not in line for line in lines)
 
@@ -264,7 +285,7 @@ class Cluster:
 
     # Faults -------------------------------------------------------------------------------------------------------
 
-    def fail_over(self, primary: Node, *, mode: str = "") -> Node:
+    def fail_over(self, primary: Server, *, mode: str = "") -> Server:
         """Have a replica take over from its primary, which stays as a replica; return the new primary.
 
         mode: "" hands over without loss; "FORCE" and "TAKEOVER" do not ask the old primary (nor the others).
@@ -282,12 +303,12 @@ class Cluster:
         self.wait_whole()
         return replica
 
-    def kill_primary(self, primary: Node) -> Node:
+    def kill_primary(self, primary: Server) -> Server:
         """Kill a primary and return the replica that took over by itself; the killed node can be started again."""
         heirs = self.replicas_of(primary)
         primary.kill()
 
-        def heir() -> Node | None:
+        def heir() -> Server | None:
             return next((node for node in heirs if node.is_primary()), None)
 
         eventually(lambda: heir() is not None, f"a replica takes over from {primary.name}")
@@ -298,27 +319,27 @@ class Cluster:
 
     # Moving slots -------------------------------------------------------------------------------------------------
 
-    def begin_move(self, slot: int, target: Node) -> Node:
+    def begin_move(self, slot: int, target: Server) -> Server:
         """Open a slot for moving key by key and return its owner: absent keys are asked for at the target."""
         source = self.owner(slot)
         target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", self.identity(source))
         source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", self.identity(target))
         return source
 
-    def move_keys(self, slot: int, source: Node, target: Node, *, count: int) -> int:
+    def move_keys(self, slot: int, source: Server, target: Server, *, count: int) -> int:
         """Move so many keys of an open slot and return how many there were."""
         keys: list[bytes] = source.call("CLUSTER", "GETKEYSINSLOT", slot, count)
         if keys:
             source.call("MIGRATE", HOST, target.port, "", 0, 5_000, "REPLACE", "KEYS", *keys)
         return len(keys)
 
-    def end_move(self, slot: int, source: Node, target: Node) -> None:
+    def end_move(self, slot: int, source: Server, target: Server) -> None:
         """Give an open slot to the target: it no longer moves."""
         identity = self.identity(target)
         for node in (target, source, *(node for node in self.primaries() if node not in (source, target))):
             node.call("CLUSTER", "SETSLOT", slot, "NODE", identity)
 
-    def move_slot(self, slot: int, target: Node) -> None:
+    def move_slot(self, slot: int, target: Server) -> None:
         """Move a slot the classic way, key by key, with its data."""
         source = self.begin_move(slot, target)
         while self.move_keys(slot, source, target, count=100):
@@ -331,7 +352,7 @@ class Cluster:
         """Say whether these servers can move slots as a whole."""
         return server_version() >= (9, 0, 0)
 
-    def move_slots_atomically(self, first: int, last: int, target: Node) -> None:
+    def move_slots_atomically(self, first: int, last: int, target: Server) -> None:
         """Move a range of slots, all of one owner, as a whole: they change hands in one instant."""
         source = self.owner(first)
         source.call("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", self.identity(target))
@@ -349,7 +370,7 @@ class Cluster:
 @contextmanager
 def single_node(folder: Path, **options: Option) -> Iterator[Node]:
     """Run one server with its data in a folder, which is removed afterwards: `single_node(f, appendonly="no")`."""
-    node = Node(folder, dict(options))
+    node = Node(folder, options)
     try:
         node.start()
         yield node
@@ -359,9 +380,17 @@ def single_node(folder: Path, **options: Option) -> Iterator[Node]:
 
 
 @contextmanager
-def cluster(folder: Path, primaries: int = 3, replicas: int = 1, **options: Option) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, primaries: int = 3, replicas: int = 1, **options: Option
+) -> Iterator[Cluster[Node]]:
     """Run a cluster with its data in a folder, which is removed afterwards."""
-    found = Cluster(folder, primaries=primaries, replicas=replicas, options=dict(options))
+    found = Cluster(
+        [
+            Node(folder / f"node-{at}", {**CLUSTER_OPTIONS, **options})
+            for at in range(primaries * (1 + replicas))
+        ],
+        primaries=primaries,
+    )
     try:
         found.start()
         yield found

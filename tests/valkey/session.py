@@ -32,7 +32,7 @@ def shared_node() -> Node:
 
 
 @cache
-def shared_cluster() -> Cluster:
+def shared_cluster() -> Cluster[Node]:
     """Return the session's cluster as it is: three primaries with a replica each."""
     return _stack.enter_context(cluster(_folder() / "cluster"))
 
@@ -44,7 +44,7 @@ def empty_node() -> Node:
     return node
 
 
-def empty_cluster() -> Cluster:
+def empty_cluster() -> Cluster[Node]:
     """Return the session's cluster without data."""
     found = shared_cluster()
     found.empty()

@@ -80,17 +80,23 @@ def server_in_wheel() -> str | None:
     return None
 
 
+def is_free(port: int) -> bool:
+    """Say whether nobody listens on a loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
 def free_port() -> int:
     """Return a loopback port that nobody listens on now."""
     for _ in range(PORTS_TRIED):
         port = random.choice(PORTS)  # noqa: S311 -- not a secret
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        return port
+        if is_free(port):
+            return port
     raise Unavailable(f"no free port in {PORTS_TRIED} tries from {PORTS.start} to {PORTS.stop - 1}")
 
 
@@ -208,12 +214,12 @@ class ValkeyServer:
             status = self._process.poll()
             if status is not None:
                 raise Unavailable(f"{PROGRAM} ended with status {status} at its start{self._why(written)}")
-            if self._serves():
+            if self.serves():
                 return
             time.sleep(0.01)
         raise Unavailable(f"{PROGRAM} does not serve after {timeout_s:g} s{self._why(written)}")
 
-    def _serves(self) -> bool:
+    def serves(self) -> bool:
         """Say whether it, and not somebody else at this port, answers and has its data loaded."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1.0) as connection:

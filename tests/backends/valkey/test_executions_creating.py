@@ -154,7 +154,7 @@ async def test_a_batch_meets_a_partition_on_the_move(cluster: Cluster) -> None:
         await create(backend, *[item(execution_id=in_partition(3), input=LARGE) for _ in range(5)])
         source = cluster.owner(partition.slot)
         target = next(node for node in cluster.nodes[:3] if node is not source)
-        cluster.begin_move(partition.slot, source, target)
+        cluster.begin_move(partition.slot, target)
         cluster.move_keys(partition.slot, source, target, count=3)
         batch = asyncio.create_task(
             create(backend, *[item(execution_id=found, input=LARGE) for found in ids])

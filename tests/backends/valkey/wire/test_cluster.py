@@ -134,7 +134,7 @@ async def test_a_moved_slot_is_followed_and_learnt(cluster: Cluster, client: Cli
     slot = slot_of(b"{moved}")
     with Moving(cluster, slot) as (source, target):
         assert await client.execute(slot, [("SET", "{moved}a", 1)]) == [b"OK"]
-        cluster.begin_move(slot, source, target)
+        cluster.begin_move(slot, target)
         cluster.move_keys(slot, source, target, count=10)
         cluster.end_move(slot, source, target)
         assert await client.execute(slot, [("INCR", "{moved}a")]) == [2]
@@ -150,7 +150,7 @@ async def test_absent_keys_of_a_migrating_slot_are_asked_for(cluster: Cluster, c
     slot = slot_of(b"{ask}")
     with Moving(cluster, slot) as (source, target):
         await client.execute(slot, [("SET", "{ask}here", 1)])
-        cluster.begin_move(slot, source, target)
+        cluster.begin_move(slot, target)
         assert await client.execute(slot, [("SET", "{ask}new", 5), ("INCR", "{ask}new")]) == [b"OK", 6]
         assert await client.execute(slot, [("INCR", "{ask}here")]) == [2]
         assert source.call("EXISTS", "{ask}here") == 1
@@ -174,7 +174,7 @@ async def test_a_slot_migrates_under_load(cluster: Cluster, client: Client) -> N
             await client.execute(slot, [("SET", f"{{load}}ballast{number}", number)])
         async with Counters(client, "load") as counters:
             await counters.go_on()
-            cluster.begin_move(slot, source, target)
+            cluster.begin_move(slot, target)
             await asyncio.sleep(0.05)
             while cluster.move_keys(slot, source, target, count=7):  # noqa: ASYNC110 - it is the work that is asked
                 await asyncio.sleep(0.002)
@@ -218,7 +218,7 @@ async def test_waiting_calls_and_subscriptions_follow_their_slot(cluster: Cluste
         waiting = await client.blocking(slot)
         bell = asyncio.create_task(waiting.call(("BLPOP", "{follow}bell", 8), 9))
         await asyncio.sleep(0.05)
-        cluster.begin_move(slot, source, target)
+        cluster.begin_move(slot, target)
         cluster.end_move(slot, source, target)
         await until(lambda: got == [b"one", b""], "the interruption was told")
         await client.execute(slot, [("SPUBLISH", "{follow}ch", "two"), ("RPUSH", "{follow}bell", "token")])
@@ -327,7 +327,7 @@ async def test_a_joining_primary_is_found(cluster: Cluster, client: Client) -> N
             assert joining.name in await client.on_primaries([("PING",)])
             slot = slot_of(b"{join}")
             source = cluster.owner(slot)
-            cluster.begin_move(slot, source, joining)
+            cluster.begin_move(slot, joining)
             assert await client.execute(slot, [("SET", "{join}a", 1), ("INCR", "{join}a")]) == [b"OK", 2]
             assert await client.execute(slot, [("DEL", "{join}a")]) == [1]
             for node in (source, joining):
@@ -357,7 +357,7 @@ class Moving:
     def __exit__(self, *_: object) -> None:
         here, there = self._target, self._source
         if self._cluster.owner(self._slot) is here:
-            self._cluster.begin_move(self._slot, here, there)
+            self._cluster.begin_move(self._slot, there)
         while self._cluster.move_keys(self._slot, here, there, count=100):
             pass
         self._cluster.end_move(self._slot, here, there)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 
 import pytest
 
@@ -82,6 +83,28 @@ async def test_subscribing_on_a_shared_connection_is_stopped(server: Server, con
     with pytest.raises(OutcomeUnknown, match="subscription"):
         await client.execute(0, [("SUBSCRIBE", "channel")])
     assert await client.execute(0, [("ECHO", "mine")]) == [b"mine"]
+
+
+async def test_a_server_that_unsubscribed_first(connects: Connects) -> None:
+    """An unsubscription that crosses the server's own is refused by some versions: nobody else gets that refusal."""
+    asked: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(10_000):
+            for kind, name in re.findall(rb"(s(?:un)?subscribe)\r\n\$1\r\n(.)", data.lower()):
+                asked.append(kind + b" " + name)
+                writer.write(b">3\r\n$%d\r\n%s\r\n$1\r\n%s\r\n:0\r\n" % (len(kind), kind, name))
+                if kind == b"sunsubscribe":
+                    writer.write(b"-NOSUB 'sunsubscribe' command executed not in subscribed mode\r\n")
+
+    async with peer(talk) as url:
+        subscriber = (await connects(url)).subscriber()
+        await subscriber.add(b"a", 0, asked.append)
+        await subscriber.add(b"b", 0, asked.append)
+        subscriber.remove(b"a", asked.append)
+        await subscriber.add(b"c", 0, asked.append)
+        assert asked[:3] == [b"ssubscribe a", b"ssubscribe b", b"sunsubscribe a"]
+        assert b"ssubscribe c" in asked[3:]
 
 
 async def test_replies_in_tiny_pieces(connects: Connects) -> None:

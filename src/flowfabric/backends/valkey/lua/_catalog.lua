@@ -10,6 +10,6 @@ end
 -- so it never fails a function that has written.
 local function tell_change(meta, tag, version, ...)
   local layout = redis.pcall('HGET', meta, 'layout')
-  local store = type(layout) == 'string' and string.match(layout, '"store_id":"([^"]*)"') or ''
-  redis.pcall('SPUBLISH', tag .. 'ch:catalog', cmsgpack.pack({ store, version, ... }))
+  local store_id = type(layout) == 'string' and string.match(layout, '"store_id":"([^"]*)"') or ''
+  redis.pcall('SPUBLISH', tag .. 'ch:catalog', cmsgpack.pack({ store_id, version, ... }))
 end

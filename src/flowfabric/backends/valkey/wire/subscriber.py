@@ -314,6 +314,11 @@ class _Line:
                 if not isinstance(error, ConnectionLost):
                     connection.abort("a subscription was not confirmed in time")
             elif isinstance(reply := future.result()[0], ServerError):
+                if reply.code == "NOSUB":
+                    # Servers before 9 refuse to unsubscribe what they have just unsubscribed by themselves. That was
+                    # taken for the answer, so this is the answer to something else: nothing is in step any more.
+                    connection.abort("the server had unsubscribed by itself")
+                    return
                 self._owner.on_refused(channel, reply, self.endpoint, self._backoff.next_s())
             else:
                 self._backoff.reset()

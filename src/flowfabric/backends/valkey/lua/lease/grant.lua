@@ -17,12 +17,12 @@ end
 
 local function refusal_of()
   local ownership = S.ownership[r.vector]
-  local lost = ownership == 'lease_expired_reclaimable' or ownership == 'lease_revoked'
+  local is_lost = ownership == 'lease_expired_reclaimable' or ownership == 'lease_revoked'
   local public = S.public[r.vector]
-  if purpose == 'reclaim' and not lost then
+  if purpose == 'reclaim' and not is_lost then
     return 'execution_not_reclaimable', false, 'public_state', public
   end
-  if not lost and S.eligibility[r.vector] ~= 'eligible_now' then
+  if not is_lost and S.eligibility[r.vector] ~= 'eligible_now' then
     return 'execution_not_eligible', false, 'public_state', public
   end
   if r.grant_expires_at_ms and r.grant_expires_at_ms > now then

@@ -9,31 +9,31 @@ local held = redis.call('ZRANGEBYLEX', own, '[' .. holder .. ' ', '(' .. holder 
 local found = {}
 for i, member in ipairs(held) do
   local uuid = string.sub(member, -36)
-  local K = { execution = tag .. 'x:' .. uuid, due = due, own = own, lost = lost, tag = tag }
-  local fields, refusal = touch('HMGET', K.execution, 'v', 'd', 'w')
+  local place = { execution = tag .. 'x:' .. uuid, due = due, own = own, lost = lost, tag = tag }
+  local fields, refusal = touch('HMGET', place.execution, 'v', 'd', 'w')
   if not fields then
     return refusal
   end
   if fields[1] then
     local r = opened(uuid, fields[1], fields[2], fields[3])
     if r.was_holder == member then
-      K.eligible = tag .. 'q:' .. r.d.rid
-      local _, failed = touch('EXISTS', K.eligible)
+      place.eligible = tag .. 'q:' .. r.d.rid
+      local _, failed = touch('EXISTS', place.eligible)
       if failed then
         return failed
       end
-      found[i] = { K, r }
+      found[i] = { place, r }
     end
   end
 end
 local expired, next_due, heads = 0, false, {}
 for i, member in ipairs(held) do
   if found[i] then
-    local K, r = found[i][1], found[i][2]
+    local place, r = found[i][1], found[i][2]
     local instant = since(r, now)
     lose_lease(r, instant, false, instant, reason, false)
     effect_head, effect_due = false, false
-    store(K, r)
+    store(place, r)
     expired = expired + 1
     if effect_head then
       heads[r.d.rid] = effect_head
