@@ -10,8 +10,9 @@ from typing import Final
 import pytest
 from hypothesis import HealthCheck, settings
 
+from flowfabric.contract.errors import Misuse
 from tests.valkey import session
-from tests.valkey.servers import Cluster, Node
+from tests.valkey.servers import Cluster, Node, server_version
 
 _QUIET: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
 
@@ -22,6 +23,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for jobs in the background; the processes that tests start must not inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """Say which Valkey the tests run on; without one, those that need it fail."""
+    try:
+        return f"valkey-server: {'.'.join(map(str, server_version()))}"
+    except Misuse as error:
+        return f"valkey-server: {error.message}"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +47,6 @@ def empty_node() -> Node:
 
 
 @pytest.fixture
-def empty_cluster() -> Cluster:
+def empty_cluster() -> Cluster[Node]:
     """The session's Valkey cluster, without data. Shared: see `tests.valkey.session`."""
     return session.empty_cluster()

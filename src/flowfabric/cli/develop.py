@@ -125,16 +125,16 @@ class Developing:
         self._asked = asyncio.Event()
 
     async def start(self, app: App) -> None:
-        """Start the first worker."""
+        """Start the first worker; from here on a signal asks to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
         worker = self._make(app)
         await worker.start()
         self._worker = worker
 
     async def until_stopped(self, *, reload: bool) -> None:
         """Reload on change until a signal asks to stop."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._asked.wait())]
         if reload:
             tasks.append(asyncio.create_task(self._reload_forever()))
