@@ -19,6 +19,8 @@ _QUIET: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.f
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=_QUIET)
 settings.register_profile("thorough", deadline=None, max_examples=2_000, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+EXAMPLES: Final = settings().max_examples
+"""How many scripts and inputs a property is tried with."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores Ctrl-C for jobs in the background; the processes that tests start must not inherit that.

@@ -34,6 +34,10 @@ STORES: Final[dict[str, Callable[[Path], str]]] = {
 OTHER_STORES: Final = tuple(name for name in STORES if not name.startswith("sqlite"))
 """The stores that do not run the rules themselves."""
 
+SLOW_STORES: Final = tuple(name for name in OTHER_STORES if name.endswith("cluster"))
+"""Stores of many processes: long scripts are run on them less often."""
+QUICK_STORES: Final = tuple(name for name in STORES if name not in SLOW_STORES)
+
 FEW: Final = PartitionCounts(flow=16)
 """For stores that keep each partition apart: some on every node of a cluster, and the tests stay quick."""
 

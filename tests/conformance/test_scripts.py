@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from flowfabric import backends
 from flowfabric.backends.clock import ManualClock
-from tests.conformance.conftest import STORES
+from tests.conformance.conftest import QUICK_STORES, SLOW_STORES, STORES
 from tests.conformance.scripts import SCRIPTS, Script, Step
 from tests.conformance.world import START_MS, World
+from tests.conftest import EXAMPLES
 
 
 async def _run(store: str, steps: list[Step]) -> None:
@@ -26,7 +27,7 @@ async def _run(store: str, steps: list[Step]) -> None:
             await backend.close()
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", QUICK_STORES)
 @given(steps=SCRIPTS)
 def test_no_script_breaks_an_invariant(store: str, steps: list[Step]) -> None:
     """Whatever commands come in whatever order at whatever time, fsck finds nothing, ends are final, nothing sticks.
@@ -34,4 +35,12 @@ def test_no_script_breaks_an_invariant(store: str, steps: list[Step]) -> None:
     Acceptance: random-scripts-keep-every-invariant
     Acceptance: nothing-gets-stuck
     """
+    asyncio.run(_run(store, steps))
+
+
+@pytest.mark.parametrize("store", SLOW_STORES)
+@settings(max_examples=EXAMPLES // 4)
+@given(steps=SCRIPTS)
+def test_no_script_breaks_an_invariant_anywhere(store: str, steps: list[Step]) -> None:
+    """The same holds on stores of many processes."""
     asyncio.run(_run(store, steps))

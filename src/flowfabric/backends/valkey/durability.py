@@ -26,7 +26,7 @@ WAIT_MS: Final = 1_000
 _ORDER: Final = (Durability.MEMORY, Durability.FSYNC, Durability.REPLICATED)
 _WINDOWS: Final = {
     None: "what the user may not ask is taken for the worse: allow CONFIG GET appendfsync",
-    "everysec": "a crash of the machine loses up to about a second",
+    "everysec": "a crash loses up to about two seconds",
     "no": "a crash of the machine loses what the system had not written yet",
 }
 
