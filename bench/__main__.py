@@ -15,8 +15,9 @@ from rich.table import Table
 
 from bench.measure import machine, medians, run_child
 from bench.rows import RATIOS, Figures, Row, rows
-from bench.servers import BINARY, best_build
+from bench.servers import best_build
 from bench.stores import STORES, startable
+from flowfabric.provision.valkey import BINARY
 
 
 def main() -> int:

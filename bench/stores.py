@@ -99,7 +99,7 @@ async def place(store: str, *, pinned: bool = True) -> AsyncIterator[Place]:
         yield Place(store, _url(nodes, is_cluster=cluster is not None), nodes, build)
     finally:
         for node in nodes:
-            node.stop()
+            node.drop()
 
 
 def _url(nodes: Sequence[Valkey], *, is_cluster: bool) -> str:
