@@ -12,7 +12,6 @@ import functools
 import inspect
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
@@ -24,6 +23,7 @@ import typer
 from flowfabric.cli.command import Session, plain
 from flowfabric.cli.target import DEV_FILE, DEV_LOCK, FOLDER, file_of, read_running_dev
 from flowfabric.contract.errors import Misuse, Refused
+from flowfabric.signals import install_signals
 
 if TYPE_CHECKING:
     from flowfabric.cli.source import AppSource
@@ -126,9 +126,7 @@ class Developing:
 
     async def start(self, app: App) -> None:
         """Start the first worker; from here on a signal asks to stop."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+        install_signals(self._on_signal)
         worker = self._make(app)
         await worker.start()
         self._worker = worker

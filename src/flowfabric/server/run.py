@@ -7,10 +7,9 @@ stops (15 s); the store is closed.
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import uvicorn
@@ -26,6 +25,7 @@ from flowfabric.server.app import Application, MetricsApplication, create_app
 from flowfabric.server.protocol import Connections, Deadlines, protocol_for
 from flowfabric.server.settings import ServerSettings
 from flowfabric.server.waiting import Load
+from flowfabric.signals import install_signals
 from flowfabric.telemetry import log, metrics
 
 _LOG: Final = log.get_logger("flowfabric.server")
@@ -49,19 +49,12 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        loop = asyncio.get_running_loop()
-        captured: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM) if self._signals else ():
-            with suppress(
-                NotImplementedError, RuntimeError, ValueError
-            ):  # not in this thread or on this system
-                loop.add_signal_handler(number, self._stop)
-                captured.append(number)
+        restore = install_signals(self._stop) if self._signals else None
         try:
             yield
         finally:
-            for number in captured:
-                loop.remove_signal_handler(number)
+            if restore is not None:
+                restore()
 
     def _stop(self) -> None:
         self.force_exit = self.should_exit

@@ -16,10 +16,10 @@ from typing import Final
 
 from flowfabric.backends.urls import has_credentials
 from flowfabric.contract.errors import Misuse
+from flowfabric.signals import install_signals
 from flowfabric.telemetry import log
 from flowfabric.worker.entry import DONE, MISUSE, REFUSED, TOKEN_VARIABLE, URL_VARIABLE, WorkerSettings
 from flowfabric.worker.loading import watched_files
-from flowfabric.worker.signals import install_signals
 
 _LOG: Final = log.get_logger("flowfabric.worker")
 

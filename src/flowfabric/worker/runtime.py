@@ -19,6 +19,7 @@ from flowfabric.contract.errors import FlowFabricError, Misuse, Refused, Unavail
 from flowfabric.contract.ids import Kind, Lane, Namespace, WorkerId, WorkerInstance
 from flowfabric.contract.lease import Lease, LeaseClaim, LeaseRelease
 from flowfabric.contract.worker import WorkerMarkDead, WorkerRegister
+from flowfabric.signals import install_signals
 from flowfabric.telemetry import log
 from flowfabric.worker.app import AnyTask, App
 from flowfabric.worker.attempt_run import AttemptRun, Clock
@@ -38,7 +39,6 @@ from flowfabric.worker.running import (
     handle,
 )
 from flowfabric.worker.settling import pause_s, persist
-from flowfabric.worker.signals import install_signals
 from flowfabric.worker.slots import Slots
 from flowfabric.worker.threads import HandlerThreads
 
