@@ -1,13 +1,13 @@
-"""States as functions see them: numbers for state vectors, and tables generated from the contract.
+"""States as functions see them: tables generated from the contract, and the bounds that functions use.
 
-A vector is stored as its number, so the numbers of a released version never change: new vectors are appended. Nothing
-here is typed by hand into Lua; `lua_tables` is part of the assembled library.
+Nothing here is typed by hand into Lua; `lua_tables` is part of the assembled library.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from flowfabric.backends.vectors import NUMBERS, VECTORS
 from flowfabric.contract import limits
 from flowfabric.contract.states import (
     ATTEMPT_ENDED,
@@ -27,21 +27,7 @@ from flowfabric.contract.states import (
     WAITING_CHILDREN,
     FailureClass,
     LaneState,
-    StateVector,
 )
-
-VECTORS: Final[tuple[StateVector, ...]] = (
-    LEASED,
-    LEASE_EXPIRED,
-    LEASE_REVOKED,
-    *ELIGIBLE.values(),
-    *DELAYED.values(),
-    *WAITING_CHILDREN.values(),
-    *BLOCKED.values(),
-    *ENDED.values(),
-)
-"""Every vector that is stored, by its number."""
-NUMBERS: Final[dict[StateVector, int]] = {vector: number for number, vector in enumerate(VECTORS)}
 
 Value = str | int | float | bool
 

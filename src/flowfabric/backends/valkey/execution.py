@@ -13,7 +13,6 @@ from typing import Any, Final, Protocol
 from flowfabric.backends import reply
 from flowfabric.backends.valkey.calling import Again, Calls
 from flowfabric.backends.valkey.catalog import Catalog
-from flowfabric.backends.valkey.constants import VECTORS
 from flowfabric.backends.valkey.create import Created, Creator, stage
 from flowfabric.backends.valkey.keys import Partition, Partitions, fresh_nonce
 from flowfabric.backends.valkey.record import (
@@ -30,6 +29,7 @@ from flowfabric.backends.valkey.routing import Routes
 from flowfabric.backends.valkey.wakes import Wakes
 from flowfabric.backends.valkey.wire import Command
 from flowfabric.backends.valkey.worker import ValkeyWorkers
+from flowfabric.backends.vectors import VECTORS
 from flowfabric.contract import projections
 from flowfabric.contract.creating import clamp_priority
 from flowfabric.contract.errors import Corrupt, ExecutionNotFound, Refused, Unavailable

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from flowfabric.backends.valkey.calling import Calls
-from flowfabric.backends.valkey.constants import VECTORS
 from flowfabric.backends.valkey.keys import Partition, Partitions
 from flowfabric.backends.valkey.record import FIELDS, Packed, Static, decode, decode_tags, unpack
 from flowfabric.backends.valkey.scatter import Item, scatter
+from flowfabric.backends.vectors import VECTORS
 from flowfabric.contract import limits, projections
 from flowfabric.contract.errors import InvalidInput
 from flowfabric.contract.execution import ExecutionInfo, ExecutionList, ExecutionPage

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from flowfabric.backends.valkey.constants import VECTORS
+from flowfabric.backends.vectors import VECTORS
 from flowfabric.contract.attempt import AttemptRecord, Failure
 from flowfabric.contract.errors import Corrupt
 from flowfabric.contract.execution import (
