@@ -84,10 +84,10 @@ async def slot_loop(stores: Stores, slot: int, result: Payload, work: Work, most
     completing: list[Any] = []
     while work.left > 0 or completing:
         claiming = [work.claim(stores, claim_command(slot, most))] if work.left > 0 else []
-        *_, last = await asyncio.gather(*completing, *claiming)
+        found = await asyncio.gather(*claiming, *completing)
         if not claiming:
             return
-        leases: tuple[Lease, ...] = last
+        leases: tuple[Lease, ...] = found[0]
         completing = [
             stores.execution.complete(
                 ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence, result=result)

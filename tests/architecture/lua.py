@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from flowfabric.backends.valkey.library import assemble
+from flowfabric.backends.valkey.library import assemble, expand
 from tests.architecture.house import SRC, relative
 
 LUA: Final = SRC / "backends" / "valkey" / "lua"
@@ -30,7 +30,7 @@ def origins(code: str) -> dict[int, tuple[Path, int]]:
     """Map each line of the library that comes from a file to that file and its line there."""
     found: dict[int, tuple[Path, int]] = {}
     for path in sorted(LUA.rglob("*.lua")):
-        body = path.read_text(encoding="utf-8").rstrip()
+        body = expand(path.read_text(encoding="utf-8").rstrip())
         at = code.find(body)
         if at < 0:
             raise SystemExit(f"{relative(path)} is not in the library")

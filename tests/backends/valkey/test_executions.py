@@ -29,7 +29,7 @@ from flowfabric.contract.execution import (
     ResultCompleted,
     RetryScheduled,
 )
-from flowfabric.contract.ids import ExecutionId, Lane, execution_uuid
+from flowfabric.contract.ids import ExecutionId, Lane
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import (
     Backoff,
@@ -166,24 +166,15 @@ async def test_a_call_whose_staged_payload_is_gone_writes_nothing(
     execution_id = await create(store)
     (lease,) = await claim(store)
     calls, partition = store_of(store).calls, store_of(store).partitions.of(execution_id)
-    stored = partition.execution(execution_uuid(execution_id))
+    stored, eligible, *indexes = keys_of(partition, execution_id, await rid_of(store, execution_id))
     before = single.call("DEBUG", "DIGEST-VALUE", stored)
-    with pytest.raises(Again) as caught:
-        await calls.call(
-            partition,
-            "execution_complete",
-            (*keys_of(partition, execution_id, await rid_of(store, execution_id)), partition.payload("gone")),
-            lease_id=lease.lease_id,
-            lease_epoch=lease.lease_epoch,
-            attempt_id=lease.attempt_id,
-            lane=None,
-            route=None,
-            digest="",
-            actor="",
-            result_type="text/plain",
-            inline=b"",
-        )
-    assert caught.value.code == "payload_missing"
+    (answer,) = await calls.call(
+        partition,
+        "execution_complete",
+        (eligible, *indexes, stored, partition.payload("gone")),
+        commands=[lease.lease_id, lease.lease_epoch, lease.attempt_id, "", "", "", "", "text/plain", 1, ""],
+    )
+    assert answer[0] == b"payload_missing"
     assert single.call("DEBUG", "DIGEST-VALUE", stored) == before
     await complete(store, lease, LARGE)
 

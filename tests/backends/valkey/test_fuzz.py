@@ -377,10 +377,10 @@ class Generator:
         given = 0.9 if function.name == "stream_append" else 0.6
         named = [self._key(kind, subject) for kind in function.keys]
         named += [self._key(kind, subject) for kind in function.optional_keys if chosen.random() < given]
-        if function.repeated_key is not None:
-            named += [
-                self._key(function.repeated_key, subject) for _ in range(chosen.choice((0, 1, 2, 2, 3)))
-            ]
+        if function.name == "execution_complete":
+            return self._completions(named)
+        for kind in function.repeated_keys:
+            named += [self._key(kind, subject) for _ in range(chosen.choice((0, 1, 2, 2, 3)))]
         values: list[bytes] = []
         for argument in function.arguments:
             if argument.type == "rest":
@@ -392,6 +392,35 @@ class Generator:
             else:
                 values.append(self._value(argument.name, argument.type, subject))
         return tuple(named), tuple(values)
+
+    def _completions(self, named: list[bytes]) -> Vector:
+        """Make a vector that completes one to three executions of one partition and route."""
+        chosen = self._random
+        first = chosen.choice(self._preferred)
+        alike = [each for each in self._subjects if each.partition == first.partition]
+        subjects = [first, *chosen.sample(alike, min(chosen.choice((0, 0, 1, 2)), len(alike)))]
+        named = [self._key(kind, first) for kind in self._function.keys]
+        values: list[bytes] = []
+        staged: list[bytes] = []
+        for subject in subjects:
+            named.append(self._key("execution", subject))
+            if is_staged := chosen.random() < 0.2:
+                staged.append(self._key("payload", subject))
+            fence = ("lease_id", "lease_epoch", "attempt_id", "lane", "route")
+            values += [
+                self._value(name, "int" if name == "lease_epoch" else "text", subject)
+                if chosen.random() < 0.95
+                else b""
+                for name in fence
+            ]
+            values += [
+                self._value("digest", "text", subject),
+                chosen.choice((b"", b"me")),
+                chosen.choice((b"", b"text/plain")),
+                str(int(is_staged)).encode(),
+                b"" if is_staged else chosen.choice((b"", b"1")),
+            ]
+        return (*named, *staged), tuple(values)
 
     def malformed(self) -> Vector:
         """Make a vector that looked right, with one to three things wrong."""
@@ -487,7 +516,7 @@ class Generator:
         fields: dict[str, Any] = {
             name: chosen.choice((None, None, 0, 1, 1_000)) for name in Static.__struct_fields__
         }
-        fields |= {"digest": "d" * 64, "namespace": "default", "lane": chosen.choice(TEXTS["lane"])}
+        fields |= {"namespace": "default", "lane": chosen.choice(TEXTS["lane"])}
         fields |= {"route": "k|", "rid": rid, "input": nonce, "input_type": "text/plain", "input_bytes": 1}
         fields |= {"backoff_delay_ms": chosen.choice((0, 1_000)), "backoff_max_ms": 60_000}
         fields |= {"backoff_kind": chosen.choice((None, "fixed", "exponential", "other"))}

@@ -36,7 +36,7 @@ REPLY_BYTES_MAX: Final = limits.BODY_BATCH_MAX
 HINTS_AT_ONCE: Final = 16
 SHARED_AT_ONCE: Final = 128
 """How many are looked at when all of them are held by others."""
-TOGETHER: Final = 4
+TOGETHER: Final = 8
 """How many leases one index gives at once, where others have work that is as old."""
 SLACK_MS: Final = 200
 """Work of one priority and so close in age counts as equally old."""

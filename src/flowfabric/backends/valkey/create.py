@@ -303,6 +303,7 @@ class Creator:
         priority = priority_of(command, defaults)
         given = {
             "route_ok": self._catalog.has_route(rid),
+            "digest": definition.digest,
             "static": pack(static_of(definition, rid, nonce, payload.content_type, len(payload.data))),
             "definition": encode_definition(definition),
             "tags": _ENCODE_TAGS(command.tags) if command.tags else None,

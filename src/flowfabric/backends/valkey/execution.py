@@ -13,11 +13,11 @@ from typing import Any, Final, Protocol
 from flowfabric.backends import reply
 from flowfabric.backends.valkey.calling import Again, Calls
 from flowfabric.backends.valkey.catalog import Catalog
-from flowfabric.backends.valkey.create import Created, Creator, stage
-from flowfabric.backends.valkey.keys import Partition, Partitions, fresh_nonce
+from flowfabric.backends.valkey.completing import Completer
+from flowfabric.backends.valkey.create import Created, Creator
+from flowfabric.backends.valkey.keys import Partition, Partitions
 from flowfabric.backends.valkey.record import (
     FIELDS,
-    INLINE_BYTES_MAX,
     Packed,
     PackedProgress,
     Static,
@@ -27,7 +27,6 @@ from flowfabric.backends.valkey.record import (
 )
 from flowfabric.backends.valkey.routing import Routes
 from flowfabric.backends.valkey.wakes import Wakes
-from flowfabric.backends.valkey.wire import Command
 from flowfabric.backends.valkey.worker import ValkeyWorkers
 from flowfabric.backends.vectors import VECTORS
 from flowfabric.contract import projections
@@ -78,7 +77,7 @@ from flowfabric.contract.execution import (
     ResultUnion,
     RetryScheduled,
 )
-from flowfabric.contract.holding import actor_of, complete_digest, delay_digest, fail_digest
+from flowfabric.contract.holding import actor_of, delay_digest, fail_digest
 from flowfabric.contract.ids import ExecutionId, execution_uuid
 from flowfabric.contract.payloads import Fence, Payload
 from flowfabric.contract.states import BlockingReason, CancelSource, LaneState, PublicState
@@ -130,6 +129,7 @@ class ValkeyExecutions:
         self._creator = creator
         self._listing = listing
         self._retention = retention
+        self._completer = Completer(calls, partitions, routes)
 
     # Creating and reading -----------------------------------------------------------------------------------------
 
@@ -277,34 +277,12 @@ class ValkeyExecutions:
     async def complete(self, command: ExecutionComplete) -> ExecutionCompleted:
         """End with success."""
         command.check()
-        payload = command.result
-        key: tuple[str, ...] = ()
-        staged: tuple[Command, ...] = ()
-        if payload is not None and len(payload.data) > INLINE_BYTES_MAX:
-            key = (self._partitions.of(command.execution_id).payload(fresh_nonce()),)
-            staged = (stage(key[0], payload.data),)
-        for _ in range(_TRIES):
-            try:
-                (completed_at_ms,) = await self._fenced(
-                    "execution_complete",
-                    command.execution_id,
-                    command.fence,
-                    more_keys=key,
-                    before=staged,
-                    digest=complete_digest(command),
-                    actor=actor_of(command.source, command.actor),
-                    result_type=payload.content_type if payload is not None else None,
-                    inline=payload.data if payload is not None and not key else b"",
-                )
-            except Again:
-                # What was staged ran out of time; the next round stages it again.
-                continue
-            return ExecutionCompleted(
-                execution_id=command.execution_id,
-                public_state=PublicState.COMPLETED,
-                completed_at_ms=completed_at_ms,
-            )
-        raise Unavailable("the result could not be staged: the store is too slow, or its clock jumps")
+        completed_at_ms = await self._completer.complete(command)
+        return ExecutionCompleted(
+            execution_id=command.execution_id,
+            public_state=PublicState.COMPLETED,
+            completed_at_ms=completed_at_ms,
+        )
 
     async def fail(self, command: ExecutionFail) -> RetryScheduled | ExecutionFailed:
         """Report that the attempt failed."""

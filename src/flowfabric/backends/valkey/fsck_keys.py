@@ -200,7 +200,7 @@ class KeyChecks:
                 self._report_key(partition, name, "it cannot be read")
         found = (
             await self._calls.read(
-                partition, [("HMGET", partition.execution(entry.uuid), "v", "d", "j") for _, entry in entries]
+                partition, [("HMGET", partition.execution(entry.uuid), "v", "j") for _, entry in entries]
             )
             if entries
             else []
@@ -210,13 +210,13 @@ class KeyChecks:
                 continue
             try:
                 created_at_ms = unpack(fields[0], Packed).created_at_ms
-                static, definition = unpack(fields[1], Static), decode_definition(fields[2], created_at_ms)
+                definition = decode_definition(fields[1], created_at_ms)
             except Corrupt:
                 # Reported with the execution.
                 continue
             key = definition.idempotency_key
             if (
-                static.digest != entry.digest
+                definition.digest != entry.digest
                 or key is None
                 or keys.idempotency_hash(definition.namespace, key) != name
             ):

@@ -79,8 +79,8 @@ class Function(msgspec.Struct, frozen=True, kw_only=True):
     """`<concept>_<verb>`."""
     keys: tuple[str, ...]
     optional_keys: tuple[str, ...]
-    repeated_key: str | None
-    """Kind of any number of further keys (written `kind...`)."""
+    repeated_keys: tuple[str, ...]
+    """Kinds of any number of further keys (written `kind...`)."""
     arguments: tuple[Argument, ...]
     refuses: tuple[str, ...]
     is_global: bool
@@ -103,10 +103,10 @@ def parse(name: str, source: str) -> Function:
     header = dict(_HEADER.findall(source))
     keys: list[str] = []
     optional: list[str] = []
-    repeated: str | None = None
+    repeated: list[str] = []
     for word in header.get("KEYS", "").split():
         if word.endswith("..."):
-            repeated = word[:-3]
+            repeated.append(word[:-3])
         elif word.startswith("["):
             optional.append(word[1:-1])
         else:
@@ -117,7 +117,7 @@ def parse(name: str, source: str) -> Function:
         if match is None:
             raise ValueError(f"{name}: not an argument: {word!r}")
         arguments.append(Argument(match[1], match[2], bool(match[3])))
-    named = [*keys, *optional, *([repeated] if repeated is not None else [])]
+    named = [*keys, *optional, *repeated]
     is_global = bool(named) and named[0] in GLOBAL_KINDS
     known = GLOBAL_KINDS if is_global else PARTITION_KINDS
     unknown = [kind for kind in named if kind not in known]
@@ -127,7 +127,7 @@ def parse(name: str, source: str) -> Function:
         name=name,
         keys=tuple(keys),
         optional_keys=tuple(optional),
-        repeated_key=repeated,
+        repeated_keys=tuple(repeated),
         arguments=tuple(arguments),
         refuses=tuple(header.get("Refuses", "").split()),
         is_global=is_global,
@@ -139,8 +139,8 @@ def _test(kind: str, known: Mapping[str, str], key: str, *, wrong: bool) -> str:
     """Return the Lua condition that a key is (or is not) of its kind."""
     rest, sign = known[kind], "~=" if wrong else "=="
     if rest.endswith(":"):
-        return f"string.find({key}, tag .. '{rest}', 1, true) {sign} 1"
-    return f"{key} {sign} tag .. '{rest}'"
+        return f"string.find({key}, T['{rest}'], 1, true) {sign} 1"
+    return f"{key} {sign} T['{rest}']"
 
 
 def _key_lines(function: Function) -> list[str]:
@@ -151,6 +151,7 @@ def _key_lines(function: Function) -> list[str]:
     lines += [
         f"local tag = string.match(keys[1], '{pattern}')",
         "if not tag then return malformed('keys') end",
+        "local T = starts_of(tag)",
     ]
     for at, kind in enumerate(function.keys, start=1):
         wrong = _test(kind, known, f"keys[{at}]", wrong=True)
@@ -160,19 +161,20 @@ def _key_lines(function: Function) -> list[str]:
     lines.append(f"local K = {{ tag = tag{bound}{further} }}")
     if "execution" in function.keys:
         lines.append("if #K.execution ~= #tag + 38 then return malformed('execution') end")
-    if function.repeated_key is not None:
-        lines += [
-            f"local repeats = {{}} K.{function.repeated_key}s = repeats",
-            f"for at = {least + 1}, #keys do local key = keys[at]",
-            f"if {_test(function.repeated_key, known, 'key', wrong=True)} then return malformed('keys') end",
-            "repeats[#repeats + 1] = key end",
-        ]
-    elif function.optional_keys:
+    if function.optional_keys or function.repeated_keys:
+        lines += [f"K.{kind}s = {{}}" for kind in function.repeated_keys]
         lines.append(f"for at = {least + 1}, #keys do local key = keys[at]")
-        for number, kind in enumerate(function.optional_keys):
-            word = "if" if number == 0 else "elseif"
+        word = "if"
+        for kind in function.optional_keys:
             right = _test(kind, known, "key", wrong=False)
             lines.append(f"{word} not K.{kind} and {right} then K.{kind} = key")
+            word = "elseif"
+        for kind in function.repeated_keys:
+            right = _test(kind, known, "key", wrong=False)
+            if kind == "execution":
+                right += " and #key == #tag + 38"
+            lines.append(f"{word} {right} then K.{kind}s[#K.{kind}s + 1] = key")
+            word = "elseif"
         lines.append("else return malformed('keys') end end")
     else:
         lines.append(f"if #keys ~= {least} then return malformed('keys') end")
@@ -216,11 +218,15 @@ def _argument_lines(function: Function) -> tuple[list[str], list[str]]:
     return lines, names
 
 
+def expand(source: str) -> str:
+    """Put the names of the core fields of a record, in their order, in place of `$core`."""
+    return source.replace("$core", ", ".join(Packed.__struct_fields__[1:RARE_FROM]))
+
+
 def _wrapped(function: Function, registered: str, manual_clock: bool) -> str:
     lines, names = _argument_lines(function)
     named = [*function.keys, *function.optional_keys]
-    if function.repeated_key is not None:
-        named.append(f"{function.repeated_key}s")
+    named += [f"{kind}s" for kind in function.repeated_keys]
     parameters = ", ".join(["K", "tag", "now", *named, *names])
     given = ", ".join(["K", "tag", "now", *(f"K.{kind}" for kind in named), *names])
     clock = (
@@ -232,7 +238,7 @@ def _wrapped(function: Function, registered: str, manual_clock: bool) -> str:
         [
             "do",
             f"local function body({parameters})",
-            function.body.rstrip(),
+            expand(function.body.rstrip()),
             "end",
             f"redis.register_function('{registered}', function(keys, argv)",
             "effect_head, effect_due = false, false",
@@ -247,6 +253,21 @@ def _wrapped(function: Function, registered: str, manual_clock: bool) -> str:
 
 
 _CHECKING: Final = """
+local STARTS, starts_known = {}, 0
+local function starts_of(tag)
+  local T = STARTS[tag]
+  if not T then
+    if starts_known >= 1024 then
+      STARTS, starts_known = {}, 0
+    end
+    T = {}
+    for _, rest in ipairs({ $STARTS }) do
+      T[rest] = tag .. rest
+    end
+    STARTS[tag], starts_known = T, starts_known + 1
+  end
+  return T
+end
 local function malformed(what)
   return refuse('invalid_input', 'malformed call of a function: ' .. what, 'field', what)
 end
@@ -259,7 +280,10 @@ end
 local function is_uuid(text)
   return #text == 36 and string.find(text, '^[0-9a-f%-]+$')
 end
-"""
+""".replace(
+    "$STARTS", ", ".join(f"'{rest}'" for rest in sorted({*PARTITION_KINDS.values(), *GLOBAL_KINDS.values()}))
+)
+"""Checks of what a call is given. How the keys of a hash tag begin is worked out once, and kept for the latest tags."""
 
 
 _BESIDE: Final = (
@@ -307,9 +331,11 @@ def _accessors() -> str:
         + "end\n"
         + _packing(core, "false, ")
         + "end\n"
-        + "local function load_static(s)\n"
+        + _STATICS
+        + "local function read_definition(s)\n"
         + _table_of(Static.__struct_fields__)
-        + "end\nlocal function dump_attempt(r)\n"
+        + _KNOWN_STATICS
+        + "local function dump_attempt(r)\n"
         + _packing(PackedAttempt.__struct_fields__)
         + "end\nlocal function load_stream(s)\n"
         + _table_of(PackedStream.__struct_fields__)
@@ -319,7 +345,22 @@ def _accessors() -> str:
     )
 
 
-_TAKEN: Final = ("digest", "lane", "rid", "input", "absolute_deadline_ms", "relative_deadline_ms")
+_STATICS: Final = "local STATICS, statics_known = {}, 0\n"
+_KNOWN_STATICS: Final = """end
+local function load_static(s)
+  local known = STATICS[s]
+  if not known then
+    if statics_known >= 1024 then
+      STATICS, statics_known = {}, 0
+    end
+    known = read_definition(s)
+    STATICS[s], statics_known = known, statics_known + 1
+  end
+  return known
+end
+"""
+"""Definitions are never changed, and many executions have the same: the latest are kept as they were read."""
+_TAKEN: Final = ("lane", "rid", "input", "absolute_deadline_ms", "relative_deadline_ms")
 """What creating needs of a definition."""
 
 
@@ -364,7 +405,7 @@ def assemble(*, manual_clock: bool = False) -> Library:
     order = [f"{name}.lua" for name in SHARED]
     order += sorted(shared.difference(order))
     parts = [constants.lua_tables(), _accessors(), _static_reader()]
-    parts += [assets.text(PACKAGE, f"lua/{file}") for file in order]
+    parts += [expand(assets.text(PACKAGE, f"lua/{file}")) for file in order]
     parts.append(_CHECKING)
     head = "\n".join(parts)
     draft = head + "\n".join(_wrapped(function, name, manual_clock) for name, function in functions.items())

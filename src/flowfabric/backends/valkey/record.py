@@ -112,9 +112,11 @@ COUNTERS: Final = ("retry_count", "reclaim_count", "replay_count")
 
 
 class Static(msgspec.Struct, array_like=True, kw_only=True):
-    """What functions need of the definition (`d`)."""
+    """What functions need of the definition (`d`), but for its digest (`h`).
 
-    digest: str
+    Executions that are made alike have the same one, which functions read once.
+    """
+
     namespace: str
     lane: str
     route: str
@@ -292,7 +294,6 @@ def static_of(definition: ExecutionDefinition, rid: str, nonce: str | None, medi
                 kind, delay = "exponential", backoff.initial_delay_ms
                 most, multiplier = backoff.max_delay_ms, backoff.multiplier
     return Static(
-        digest=definition.digest,
         namespace=definition.namespace,
         lane=definition.lane,
         route=definition.route,

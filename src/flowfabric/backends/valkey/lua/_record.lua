@@ -71,9 +71,9 @@ local function opened(uuid, v, d, w)
   return r
 end
 
--- Load the execution of K. Without it, or when K names another route than its own: nil and a refusal.
-local function open(K)
-  local fields = redis.call('HMGET', K.execution, 'v', 'd', 'w')
+-- Load the execution of K from its fields v, d and w. Without it, or when K names another route than its own: nil and a
+-- refusal.
+local function opened_for(K, fields)
   if not fields[1] then
     return nil, refuse('execution_not_found', false, 'execution_id', K.tag .. string.sub(K.execution, -36))
   end
@@ -82,6 +82,10 @@ local function open(K)
     return nil, refuse('wrong_route', false, 'rid', r.d.rid)
   end
   return r
+end
+
+local function open(K)
+  return opened_for(K, redis.call('HMGET', K.execution, 'v', 'd', 'w'))
 end
 
 local function event_of(r, name, now, reason, outcome, actor)
@@ -99,47 +103,82 @@ local function happened(r, event)
   end
 end
 
--- Store what changed, and make the index entries agree. `route` is the eligible index. Nothing here can fail.
+-- Have the index entries of all that `store` stores from now on written together, by `write_entries`.
+local function gather_entries(K)
+  K.entries = { due_add = {}, due_rem = {}, own_add = {}, own_rem = {}, ready_rem = {} }
+end
+
+local function push(list, first, second)
+  list[#list + 1] = first
+  list[#list + 1] = second
+end
+
+-- Write the entries that were gathered. Nothing here can fail.
+local function write_entries(K)
+  local entries = K.entries
+  K.entries = nil
+  if #entries.ready_rem > 0 then
+    redis.call('ZREM', K.eligible, unpack(entries.ready_rem))
+  end
+  if #entries.due_add > 0 then
+    redis.call('ZADD', K.due, unpack(entries.due_add))
+  end
+  if #entries.due_rem > 0 then
+    redis.call('ZREM', K.due, unpack(entries.due_rem))
+  end
+  if #entries.own_rem > 0 then
+    redis.call('ZREM', K.own, unpack(entries.own_rem))
+  end
+  if #entries.own_add > 0 then
+    redis.call('ZADD', K.own, unpack(entries.own_add))
+  end
+end
+
+-- Store what changed, and make the index entries agree. Nothing here can fail.
 local function store(K, r)
-  local uuid, route = r.uuid, K.eligible
+  local uuid = r.uuid
   local kind, at = timer_of(r)
   r.due_kind, r.due_at_ms = kind, at
   r.packed = dump(r)
   local set = { 'HSET', K.execution or (K.tag .. 'x:' .. uuid), 'v', r.packed }
   for field, value in pairs(r.set) do
-    set[#set + 1] = field
-    set[#set + 1] = value
+    push(set, field, value)
   end
   redis.call(unpack(set))
   if r.forget then
     redis.call('HDEL', set[2], r.forget)
   end
+  local alone = not K.entries
+  if alone then
+    gather_entries(K)
+  end
+  local entries = K.entries
   local ready = is_ready(r) and score_of(r)
   if ready ~= r.was_ready then
     if ready then
-      redis.call('ZADD', route, ready, uuid)
-      if redis.call('ZRANGE', route, 0, 0)[1] == uuid then
-        effect_head = ready
+      redis.call('ZADD', K.eligible, ready, uuid)
+      if redis.call('ZRANGE', K.eligible, 0, 0)[1] == uuid then
+        effect_head = effect_head and math.min(effect_head, ready) or ready
       end
     else
-      redis.call('ZREM', route, uuid)
+      push(entries.ready_rem, uuid)
     end
   end
   if at ~= r.was_due then
     if at then
-      redis.call('ZADD', K.due, at, uuid)
+      push(entries.due_add, at, uuid)
       effect_due = effect_due and math.min(effect_due, at) or at
     else
-      redis.call('ZREM', K.due, uuid)
+      push(entries.due_rem, uuid)
     end
   end
   local holder = holder_of(r, uuid)
   if holder ~= r.was_holder then
     if r.was_holder then
-      redis.call('ZREM', K.own, r.was_holder)
+      push(entries.own_rem, r.was_holder)
     end
     if holder then
-      redis.call('ZADD', K.own, 0, holder)
+      push(entries.own_add, 0, holder)
     end
   end
   local lost = lost_of(r)
@@ -149,6 +188,9 @@ local function store(K, r)
     else
       redis.call('ZREM', K.lost, uuid)
     end
+  end
+  if alone then
+    write_entries(K)
   end
   if r.vector ~= r.was_vector or r.attempt_id ~= r.was_attempt_id then
     redis.pcall('SPUBLISH', K.tag .. 'ch:' .. uuid, '1')

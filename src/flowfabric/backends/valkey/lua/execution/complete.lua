@@ -1,34 +1,91 @@
--- End an active execution with success.
--- KEYS: execution eligible due own lost [payload]
--- ARGV: lease_id:uuid? lease_epoch:int? attempt_id:uuid? lane:text? route:text? digest:text actor:text result_type:text? inline:text
+-- End active executions of one route with success. `commands` has ten values for each of the executions: lease_id,
+-- lease_epoch, attempt_id, lane, route, digest, actor, result_type, 1 when its result is the next staged payload, and
+-- else the result itself. Answers one list for each: 1 and the instant, or a refusal.
+-- KEYS: eligible due own lost execution... payload...
+-- ARGV: commands:rest
 -- Refuses: execution_not_found execution_not_active lease_revoked lease_expired stale_lease
--- Touches: the staged result, which it adopts.
+-- Touches: the staged results, which it adopts.
 
-local r, refused = open(K)
-if not r then
-  return refused
+if #executions < 1 or #commands ~= #executions * 10 then
+  return malformed('commands')
 end
-now = since(r, now)
-local first = repeated(K, r, 'execution.complete', lease_id, lease_epoch, attempt_id, digest)
-if first then
-  return first
+local given, seen, staged = {}, {}, 0
+for number, key in ipairs(executions) do
+  local c = {}
+  for at = 1, 10 do
+    local value = commands[number * 10 - 10 + at]
+    c[at] = value ~= '' and value or nil
+  end
+  c[6], c[10] = c[6] or '', c[10] or ''
+  if seen[key] or (c[1] and #c[1] ~= 36) or (c[3] and #c[3] ~= 36) or (c[2] and not is_integer(c[2])) then
+    return malformed('commands')
+  end
+  c[2], seen[key] = tonumber(c[2]), true
+  if c[9] == '1' then
+    staged = staged + 1
+    c[9] = payloads[staged]
+    if not c[9] or not c[8] then
+      return malformed('payload')
+    end
+  elseif c[9] ~= '0' then
+    return malformed('commands')
+  else
+    c[9] = nil
+  end
+  given[number] = c
 end
-refused = guard(K, r, now, lease_id, lease_epoch, attempt_id, lane, route)
-if refused then
-  return refused
+if staged ~= #payloads then
+  return malformed('payload')
 end
-if K.payload and redis.call('PERSIST', K.payload) == 0 then
-  return refuse('payload_missing')
+
+-- Everything is read before anything is written.
+local stored, answers = {}, {}
+for number, key in ipairs(executions) do
+  stored[number] = redis.call('HMGET', key, 'v', 'd', 'w')
 end
-local event = event_of(r, 'released', now, 'completed', 'success', actor)
-finish(r, 'success', now)
-happened(r, event)
-if K.payload then
-  r.result, r.result_type = string.sub(K.payload, #K.tag + 3), result_type
-elseif result_type then
-  r.result, r.result_type = '', result_type
-  r.set.r = inline
+K.rid = string.sub(eligible, #tag + 3)
+gather_entries(K)
+
+local function complete(key, c, fields)
+  if fields[1] and not fields[3] and not c[9] then
+    local at = usual_complete(K, key, fields[1], fields[2], now, c)
+    if at then
+      return { 1, false, false, at }
+    end
+  end
+  K.execution = key
+  local r, refused = opened_for(K, fields)
+  if not r then
+    return refused
+  end
+  local at = since(r, now)
+  local first = repeated(K, r, 'execution.complete', c[1], c[2], c[3], c[6])
+  if first then
+    return first
+  end
+  refused = guard(K, r, at, c[1], c[2], c[3], c[4], c[5])
+  if refused then
+    return refused
+  end
+  if c[9] and redis.call('PERSIST', c[9]) == 0 then
+    return refuse('payload_missing')
+  end
+  local event = event_of(r, 'released', at, 'completed', 'success', c[7] or '')
+  finish(r, 'success', at)
+  happened(r, event)
+  if c[9] then
+    r.result, r.result_type = string.sub(c[9], #tag + 3), c[8]
+  elseif c[8] then
+    r.result, r.result_type = '', c[8]
+    r.set.r = c[10]
+  end
+  answered(r, 'execution.complete', c[1], c[2], c[6], at)
+  store(K, r)
+  return { 1, false, false, at }
 end
-answered(r, 'execution.complete', lease_id, lease_epoch, digest, now)
-store(K, r)
-return ok(now)
+
+for number, key in ipairs(executions) do
+  answers[number] = complete(key, given[number], stored[number])
+end
+write_entries(K)
+return ok(unpack(answers))

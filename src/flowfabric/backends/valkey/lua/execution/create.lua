@@ -1,14 +1,14 @@
 -- Create an execution, eligible at once or later. `static` is the packed definition for functions, `definition` that
--- for readers; `route_ok` 1 when the caller knows the route to be registered. Answers `created` with the instant and
+-- for readers, `digest` what makes two creates the same; `route_ok` 1 when the caller knows the route to be registered. Answers `created` with the instant and
 -- the public state, or `duplicate` with id, public state and the instant of creation.
 -- KEYS: execution eligible due all lanes [idempotency] [payload]
--- ARGV: route_ok:flag static:text definition:text tags:text? inline:text priority:int delay_until_ms:int? window_ms:int
+-- ARGV: route_ok:flag digest:text static:text definition:text tags:text? inline:text priority:int delay_until_ms:int? window_ms:int
 -- Refuses: idempotency_conflict lane_not_accepting
 -- Touches: the staged input, which it adopts; a derived key, the execution that the idempotency key names.
 
 local uuid = string.sub(execution, -36)
-local digest, lane, rid, nonce, absolute_ms, relative_ms = read_static(static)
-if not digest or eligible ~= tag .. 'q:' .. rid or payload ~= (nonce and tag .. 'p:' .. nonce) then
+local lane, rid, nonce, absolute_ms, relative_ms = read_static(static)
+if not lane or digest == '' or eligible ~= tag .. 'q:' .. rid or payload ~= (nonce and tag .. 'p:' .. nonce) then
   return refuse('invalid_input', 'malformed definition of an execution', 'field', 'static')
 end
 
@@ -23,12 +23,12 @@ local function duplicate(id, known_digest, record)
   return ok('duplicate', tag .. id, S.public[known.vector], known.created_at_ms)
 end
 
-local known, refused = touch('HMGET', execution, 'v', 'd')
+local known, refused = touch('HMGET', execution, 'v', 'h')
 if not known then
   return refused
 end
 if known[1] then
-  return duplicate(uuid, load_static(known[2]).digest, known[1])
+  return duplicate(uuid, known[2], known[1])
 end
 if idempotency then
   local entry = redis.call('GET', idempotency)
@@ -65,7 +65,7 @@ local r = {
   not_before_ms = delayed and delay_until_ms or nil, deadline_at_ms = deadline_at(absolute_ms, relative_ms, now),
 }
 r.due_kind, r.due_at_ms = timer_of(r)
-local set = { 'HSET', execution, 'v', dump(r), 'd', static, 'j', definition }
+local set = { 'HSET', execution, 'v', dump(r), 'd', static, 'h', digest, 'j', definition }
 if tags then
   set[#set + 1], set[#set + 2] = 't', tags
 end

@@ -8,6 +8,7 @@
 --   the index has, and 1 when the lane gives nothing out.
 
 -- Read an execution and its input: fields v d w z j t i, and the input when it has a key of its own and there is room.
+-- Nil and a refusal, or false when there is none.
 local function read(uuid, space)
   local fields, refused = touch('HMGET', K.tag .. 'x:' .. uuid, 'v', 'd', 'w', 'z', 'j', 't', 'i')
   if not fields then
@@ -16,49 +17,58 @@ local function read(uuid, space)
   if not fields[1] then
     return false
   end
-  local r = opened(uuid, fields[1], fields[2], fields[3])
-  r.z, r.fields, r.payload = fields[4], fields, fields[7]
-  if r.d.input then
-    if r.d.input_bytes <= space then
-      r.payload, refused = touch('GET', K.tag .. 'p:' .. r.d.input)
+  local e = { uuid = uuid, fields = fields, d = load_static(fields[2]), payload = fields[7], packed = fields[1] }
+  if e.d.input then
+    if e.d.input_bytes <= space then
+      e.payload, refused = touch('GET', K.tag .. 'p:' .. e.d.input)
       if refused then
         return nil, refused
       end
     else
-      r.payload = false
+      e.payload = false
     end
   end
+  return e
+end
+
+-- Load the record of what was read.
+local function record_of(e)
+  local fields = e.fields
+  local r = opened(e.uuid, fields[1], fields[2], fields[3])
+  e.r = r
   return r
 end
 
-local function sequence_of(r)
-  if r.attempt_epoch == r.lease_epoch and mode == 'claim' then
+local function sequence_of(e)
+  local r = e.r
+  if not r or (r.attempt_epoch == r.lease_epoch and mode == 'claim') then
     return 0
   end
-  local stream = redis.call('HGET', K.tag .. 'x:' .. r.uuid, 's' .. string.format('%.0f', r.attempt_index))
+  local stream = redis.call('HGET', K.tag .. 'x:' .. e.uuid, 's' .. string.format('%.0f', r.attempt_index))
   return stream and select(2, cmsgpack.unpack(stream)) or 0
 end
 
 local found = {}
-local function answer(r)
-  local fields = r.fields
+local function answer(e)
+  local fields, d = e.fields, e.d
   local at = #found
-  found[at + 1], found[at + 2], found[at + 3] = r.uuid, r.packed or fields[1], fields[5]
-  found[at + 4], found[at + 5] = fields[6] or false, r.d.input_type
-  found[at + 6], found[at + 7] = r.payload, r.d.input or false
-  found[at + 8] = sequence_of(r)
+  found[at + 1], found[at + 2], found[at + 3] = e.uuid, e.packed, fields[5]
+  found[at + 4], found[at + 5] = fields[6] or false, d.input_type
+  found[at + 6], found[at + 7] = e.payload, d.input or false
+  found[at + 8] = sequence_of(e)
 end
 
 if mode == 'repeat' then
   local holder = namespace .. ' ' .. worker_instance .. ' '
   local owned = redis.call('ZRANGEBYLEX', K.own, '[' .. holder, '(' .. holder .. 'g')
   for _, member in ipairs(owned) do
-    local r, refused = read(string.sub(member, -36), room)
+    local e, refused = read(string.sub(member, -36), room)
     if refused then
       return refused
     end
+    local r = e and record_of(e)
     if r and r.claim_id == claim_id and r.expires_at_ms > now then
-      answer(r)
+      answer(e)
     end
   end
   return ok(false, found)
@@ -81,33 +91,49 @@ else
 end
 local chosen, wrong, space = {}, {}, room
 for _, uuid in ipairs(members) do
-  local r, refused = read(uuid, math.min(space, 65536))
+  local e, refused = read(uuid, math.min(space, 65536))
   if refused then
     return refused
   end
-  if not r or not r.was_ready then
+  if e and not is_usual(e.packed, S.ELIGIBLE.pending_first_attempt) then
+    e = record_of(e).was_ready and e
+  end
+  if not e then
     wrong[#wrong + 1] = uuid
   else
-    chosen[#chosen + 1] = r
-    space = space - r.d.input_bytes
+    chosen[#chosen + 1] = e
+    space = space - e.d.input_bytes
     if space <= 0 then
       break
     end
   end
 end
+gather_entries(K)
 for _, uuid in ipairs(wrong) do
-  redis.call('ZREM', K.eligible, uuid)
+  push(K.entries.ready_rem, uuid)
 end
 local at = 1
-for _, r in ipairs(chosen) do
-  local instant = since(r, now)
-  if not end_instead(r, instant) then
-    take(r, r.z, instant, worker_id, worker_instance, ttl_ms, claim_id, ids[at], ids[at + 1])
+for _, e in ipairs(chosen) do
+  local r = e.r
+  local packed = not r and usual_take(K, e.uuid, e.packed, e.fields[2], now, worker_id, worker_instance, ttl_ms,
+    claim_id, ids[at], ids[at + 1])
+  if packed then
+    e.packed = packed
     at = at + 2
-    store(K, r)
-    answer(r)
+    answer(e)
   else
-    store(K, r)
+    r = r or record_of(e)
+    local instant = since(r, now)
+    if not end_instead(r, instant) then
+      take(r, e.fields[4], instant, worker_id, worker_instance, ttl_ms, claim_id, ids[at], ids[at + 1])
+      at = at + 2
+      store(K, r)
+      e.packed = r.packed
+      answer(e)
+    else
+      store(K, r)
+    end
   end
 end
+write_entries(K)
 return rest(0)
