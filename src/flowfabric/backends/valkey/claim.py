@@ -362,11 +362,11 @@ class _Work:
     def unseen(self, hints: Sequence[Hint]) -> Sequence[Hint]:
         """Return the hints to follow: of those that somebody else holds, a few that were not looked at before.
 
-        A claim that waits looks at one such place only, because it is woken when a hint is given back.
+        A claim that waits looks at none of them, because it is woken when one is given back with work left.
         """
         if not all(hint.is_shared for hint in hints):
             return hints
-        if self.seen and self.command.wait_ms > 0:
+        if self.command.wait_ms > 0:
             return ()
         fresh = [hint for hint in hints if (hint.rid, hint.partition) not in self.seen][:HINTS_AT_ONCE]
         self.seen.update((hint.rid, hint.partition) for hint in fresh)

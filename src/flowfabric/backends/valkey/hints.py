@@ -27,6 +27,8 @@ from flowfabric.contract.errors import Misuse, Unavailable
 
 GIVE_BACK_AFTER_S: Final = 0.001
 """How long a hint that is done with waits for the next call that can carry it back."""
+GIVE_BACK_EMPTY_AFTER_S: Final = 0.02
+"""The same where nothing is left, so that nobody misses it."""
 GIVEN_PER_CALL_MAX: Final = 256
 OFFERS_PER_CALL_MAX: Final = 500
 CLOSE_WITHIN_S: Final = 1.0
@@ -160,8 +162,12 @@ class Hints:
         if hint.is_shared and head is None:
             return
         self._given.append(_Given(hint.rid, hint.partition, score, head, depth))
-        if self._give_back is None:
-            self._give_back = asyncio.get_running_loop().call_later(GIVE_BACK_AFTER_S, self._give_back_now)
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + (GIVE_BACK_EMPTY_AFTER_S if head is None else GIVE_BACK_AFTER_S)
+        if self._give_back is None or at_s < self._give_back.when():
+            if self._give_back is not None:
+                self._give_back.cancel()
+            self._give_back = loop.call_at(at_s, self._give_back_now)
 
     def _give_back_now(self) -> None:
         self._give_back = None
