@@ -89,7 +89,8 @@ class Hints:
         self._spawn = store.spawn
         self._clock = store.clock
         self._given: list[_Given] = []
-        self._give_back: asyncio.TimerHandle | None = None
+        self._give_back: asyncio.Handle | None = None
+        self._give_back_at_s = 0.0
         self._offers: dict[tuple[str, int], _Offer] = {}
         self._offering: asyncio.Task[None] | None = None
         self._late_offers: dict[tuple[str, int], _Offer] = {}
@@ -164,9 +165,10 @@ class Hints:
         self._given.append(_Given(hint.rid, hint.partition, score, head, depth))
         loop = asyncio.get_running_loop()
         at_s = loop.time() + (GIVE_BACK_EMPTY_AFTER_S if head is None else GIVE_BACK_AFTER_S)
-        if self._give_back is None or at_s < self._give_back.when():
+        if self._give_back is None or at_s < self._give_back_at_s:
             if self._give_back is not None:
                 self._give_back.cancel()
+            self._give_back_at_s = at_s
             self._give_back = loop.call_at(at_s, self._give_back_now)
 
     def _give_back_now(self) -> None:
