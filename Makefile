@@ -27,9 +27,10 @@ help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  PYTHON=python3.12   the interpreter for .venv (default: the first of $(CANDIDATES) that is >= 3.11)'
-	@echo '  BACKEND=valkey      the store of the demo (default: sqlite); a server of its own is started for it'
+	@echo '  BACKEND=valkey      the store of the demo: valkey, postgres (default: sqlite); a server of its own is started for it'
 	@echo '  TESTS=tests/cli     what test runs (default: all)'
 	@echo '  FLOWFABRIC_VALKEY_SERVER=/path/to/valkey-server   for the demo and the tests (default: on the PATH, else a wheel)'
+	@echo '  FLOWFABRIC_POSTGRES_BIN=/path/to/bin              for the same (default: on the PATH, else Debian, else a wheel)'
 	@echo '  ARGS="..."          passed on to demo, test and bench'
 
 venv: $(VENV)/.dev ## Make .venv with everything for development

@@ -13,10 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import postgres
 from bench.measure import machine, medians, run_child
 from bench.rows import RATIOS, Figures, Row, rows
 from bench.servers import best_build
-from bench.stores import STORES, startable
+from bench.stores import STORES, VALKEYS, startable
+from flowfabric.provision.postgres import BINARIES
 from flowfabric.provision.valkey import BINARY
 
 
@@ -28,7 +30,10 @@ def main() -> int:
     console = Console()
     stores = arguments.store or startable()
     if missing := [store for store in stores if store not in startable()]:
-        console.print(f"no valkey-server for {', '.join(missing)}: name one by --valkey-server or {BINARY}")
+        console.print(
+            f"no server for {', '.join(missing)}: name a valkey-server by --valkey-server or {BINARY}, the folder of "
+            f"Postgres's programs by {BINARIES}"
+        )
         return 2
     chosen = [row for row in rows(quick=arguments.quick) if arguments.only in f"{row.name} {row.title}"]
     table = Table(title="FlowFabric (medians)")
@@ -47,7 +52,7 @@ def main() -> int:
                         continue
                     status.update(f"{row.title}, {store}, round {number + 1}")
                     try:
-                        found = run_child(row.scenario, {"store": store, **row.options})
+                        found = run_child(row.scenario, {"store": store, **row.options}, limit_s=row.limit_s)
                     except RuntimeError as error:
                         failures.append(f"{row.title}, {store}: {error}")
                         continue
@@ -59,9 +64,10 @@ def main() -> int:
                     figures[row.name, store] = measured
     _add_ratios(table, figures)
     console.print(table)
-    described = machine(best_build() if any(store != STORES[0] for store in stores) else None)
+    described = machine(best_build() if VALKEYS.intersection(stores) else None) | postgres.described()
     console.print(", ".join(f"{key} {value}" for key, value in described.items()))
     console.print("sqlite: synchronous=FULL; valkey: append-only file, flushed every second")
+    console.print(postgres.SETTINGS)
     if arguments.json is not None:
         _write(arguments.json, described, figures)
     for failure in failures:

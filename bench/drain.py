@@ -79,11 +79,13 @@ class Work:
         return sum(ended < self._last_began for ended in self._empty)
 
 
-async def slot_loop(stores: Stores, slot: int, result: Payload, work: Work, most: int = 1) -> None:
+async def slot_loop(
+    stores: Stores, slot: int, result: Payload, work: Work, most: int = 1, lane: Lane = LANE
+) -> None:
     """Claim and complete until all is claimed; each completion goes out with the next claim."""
     completing: list[Any] = []
     while work.left > 0 or completing:
-        claiming = [work.claim(stores, claim_command(slot, most))] if work.left > 0 else []
+        claiming = [work.claim(stores, claim_command(slot, most, lane=lane))] if work.left > 0 else []
         found = await asyncio.gather(*claiming, *completing)
         if not claiming:
             return
@@ -174,24 +176,34 @@ async def flat(
 ) -> dict[str, Any]:
     """Claim and complete with `waiting` executions in the queue.
 
-    The depth is held: after every tenth of the claims as many executions are created, outside the measurement. With
-    several lanes the others hold one execution each, and the worker serves its own lane alone.
+    With several lanes the others hold one execution each, and the worker serves its own lane alone.
     """
-    step = max(slots, claims // 10 // slots * slots)
     async with place(store) as where:
         backend = await connect(where.url)
         for number in range(1, lanes):
             await fill(backend, 1, 64, Lane(f"other-{number}"))
-        await fill(backend, waiting, 64)
-        meter = where.meter()
-        done = 0
-        # The first step warms caches and is not measured.
-        for number in range(claims // step + 1):
-            await fill(backend, step, 64)
-            measuring = meter if number else where.meter()
-            measuring.start()
-            await run_slots(backend, Work(step), slots, most, 64)
-            measuring.stop()
-            done += step if number else 0
+        figures = await hold_depth(where, backend, waiting, claims, slots, most)
         await backend.close()
+    return figures
+
+
+async def hold_depth(
+    where: Place, backend: Backend, waiting: int, claims: int, slots: int, most: int = 1
+) -> dict[str, Any]:
+    """Create `waiting` executions, then claim and complete.
+
+    The depth is held: after every tenth of the claims as many executions are created, outside the measurement.
+    """
+    step = max(slots, claims // 10 // slots * slots)
+    await fill(backend, waiting, 64)
+    meter = where.meter()
+    done = 0
+    # The first step warms caches and is not measured.
+    for number in range(claims // step + 1):
+        await fill(backend, step, 64)
+        measuring = meter if number else where.meter()
+        measuring.start()
+        await run_slots(backend, Work(step), slots, most, 64)
+        measuring.stop()
+        done += step if number else 0
     return meter.figures(done)

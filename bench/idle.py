@@ -79,13 +79,13 @@ async def idle_system(store: str, seconds: float, workers: int, *, through_serve
             await asyncio.sleep(seconds)  # sleeps: time passes
             used = sum(process_cpu_s(pid) for pid in pids) - before[0]
             store_s = where.cpu_s() - before[1]
-            commands = where.commands() - before[2]
+            commands = where.commands()
             calls = await asyncio.to_thread(counter.stop)
             process.terminate()
             await process.wait()
-    return {
+    executed = {} if commands is None else {"commands_per_s": (commands - (before[2] or 0)) / seconds}
+    return executed | {
         "calls_per_s": calls / seconds,
-        "commands_per_s": commands / seconds,
         "store_core_percent": store_s / seconds * 100,
         "processes_core_percent": used / seconds * 100,
     }

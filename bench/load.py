@@ -107,7 +107,7 @@ async def http_create(store: str, tasks: int, connections: int, size: int) -> di
         "cpu_us": used / tasks * 1e6,
         "load_cpu_us": watch.cpu_s / tasks * 1e6,
     }
-    return figures | ({"server_us": store_used / tasks * 1e6} if where.nodes else {})
+    return figures | ({"server_us": store_used / tasks * 1e6} if where.has_server else {})
 
 
 async def memory(store: str, tasks: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ async def serving(store: str, *, core: int | None = None) -> AsyncIterator[Servi
             stderr=asyncio.subprocess.DEVNULL,
         )
     try:
-        for _ in range(200):
+        for _ in range(600):
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.close()

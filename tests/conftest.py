@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+import tests.postgres.servers
+import tests.postgres.session
+import tests.valkey.servers
+import tests.valkey.session
 from flowfabric.contract.errors import Misuse
-from tests.valkey import session
-from tests.valkey.servers import Cluster, Node, server_version
+from tests.valkey.servers import Cluster, Node
 
 _QUIET: Final = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
 
@@ -27,28 +30,42 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_report_header() -> str:
-    """Say which Valkey the tests run on; without one, those that need it fail."""
-    try:
-        return f"valkey-server: {'.'.join(map(str, server_version()))}"
-    except Misuse as error:
-        return f"valkey-server: {error.message}"
+def pytest_report_header() -> list[str]:
+    """Say which servers the tests run on; without one, those that need it fail."""
+
+    def said(version: Callable[[], tuple[int, ...]]) -> str:
+        try:
+            return ".".join(map(str, version()))
+        except Misuse as error:
+            return error.message
+
+    return [
+        f"valkey-server: {said(tests.valkey.servers.server_version)}",
+        f"postgres: {said(tests.postgres.servers.server_version)}",
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def servers_end() -> Iterator[None]:
     """End the session's servers with it."""
     yield
-    session.close()
+    tests.valkey.session.close()
+    tests.postgres.session.close()
 
 
 @pytest.fixture
 def empty_node() -> Node:
     """The session's Valkey server, without data. Shared: see `tests.valkey.session`."""
-    return session.empty_node()
+    return tests.valkey.session.empty_node()
 
 
 @pytest.fixture
 def empty_cluster() -> Cluster[Node]:
     """The session's Valkey cluster, without data. Shared: see `tests.valkey.session`."""
-    return session.empty_cluster()
+    return tests.valkey.session.empty_cluster()
+
+
+@pytest.fixture
+def empty_postgres() -> tests.postgres.servers.Node:
+    """The session's Postgres server, without data. Shared: see `tests.postgres.session`."""
+    return tests.postgres.session.empty_node()

@@ -32,9 +32,9 @@ def read_options(arguments: list[str] | None = None) -> Options:
     )
     parser.add_argument(
         "--backend",
-        choices=["sqlite", "valkey"],
+        choices=["sqlite", "valkey", "postgres"],
         default="sqlite",
-        help="of the store made for this run; for valkey, a server is started for it",
+        help="of the store made for this run; for valkey and postgres, a server is started for it",
     )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes (default 2)")
     parser.add_argument(

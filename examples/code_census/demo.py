@@ -19,6 +19,7 @@ from examples.code_census.workers import Kill, WorkerProcesses
 from flowfabric import Client, Run
 from flowfabric.backends.urls import public_url
 from flowfabric.contract.states import AttemptType
+from flowfabric.provision.postgres import PostgresServer
 from flowfabric.provision.valkey import ValkeyServer
 
 FOLLOWED_AT_ONCE: Final = 32
@@ -110,6 +111,11 @@ def _own_store(backend: str, folder: Path, stack: ExitStack) -> str:
     """Make the store of this run in a folder and return its URL; what is started for it ends with the stack."""
     if backend == "valkey":
         return stack.enter_context(ValkeyServer(folder / "valkey")).url
+    if backend == "postgres":
+        server = PostgresServer(folder / "postgres")
+        stack.callback(server.discard)
+        server.start()
+        return server.url
     return f"sqlite:///{folder}/census.db"
 
 

@@ -51,11 +51,15 @@ class WorkerProcesses:
         """Start one worker process."""
         # The checkout is on the path rather than the working folder, where a store's relative URL keeps its meaning.
         paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-        target = "--server" if self._url.startswith("http") else "--store"
+        # A store's URL may hold a password, and everybody on the machine can read command lines.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "FLOWFABRIC_URL": self._url,
+        }
         with self._log.open("ab") as log:
             self._processes[name] = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "flowfabric", "worker", APP, target, self._url,
+                sys.executable, "-m", "flowfabric", "worker", APP,
                 "--worker-id", name, "--concurrency", str(self._concurrency),
                 "--lease-ttl", f"{self._lease_ttl_ms}ms",
                 env=environment, stdin=DEVNULL, stdout=log, stderr=log,

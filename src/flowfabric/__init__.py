@@ -13,6 +13,13 @@ from flowfabric.version import VERSION
 if TYPE_CHECKING:
     from flowfabric.client.blocking import BlockingClient, BlockingRun, connect_sync
     from flowfabric.client.connecting import connect
+    from flowfabric.client.enqueueing import (
+        Enqueued,
+        enqueue,
+        enqueue_many,
+        enqueue_many_sync,
+        enqueue_sync,
+    )
     from flowfabric.client.errors import (
         ResultTimeout,
         RunEnded,
@@ -53,6 +60,7 @@ __all__ = [
     "Client",
     "Context",
     "Corrupt",
+    "Enqueued",
     "ExecutionPolicy",
     "ExponentialBackoff",
     "FixedBackoff",
@@ -79,11 +87,22 @@ __all__ = [
     "Unavailable",
     "connect",
     "connect_sync",
+    "enqueue",
+    "enqueue_many",
+    "enqueue_many_sync",
+    "enqueue_sync",
 ]
 
 _HOMES: Final = {
     "flowfabric.client.blocking": ("BlockingClient", "BlockingRun", "connect_sync"),
     "flowfabric.client.connecting": ("connect",),
+    "flowfabric.client.enqueueing": (
+        "Enqueued",
+        "enqueue",
+        "enqueue_many",
+        "enqueue_many_sync",
+        "enqueue_sync",
+    ),
     "flowfabric.client.errors": (
         "ResultTimeout",
         "RunEnded",

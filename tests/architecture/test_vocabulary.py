@@ -41,12 +41,14 @@ def _enums() -> dict[str, frozenset[str]]:
         for kind in vars(states).values()
         if isinstance(kind, type) and issubclass(kind, Enum) and kind.__module__ == states.__name__
     ]
-    return {
+    found = {
         re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower(): frozenset(
             str(member.value) for member in kind
         )
         for kind in enums
     }
+    # What a column for the state of an attempt holds: what its execution says of it, or its own.
+    return found | {"attempt_state": found["attempt_state"] | found["attempt_record_state"]}
 
 
 def _unknown_words(sql: str) -> list[str]:

@@ -16,6 +16,8 @@ SECRET = "s3cret"
         ("valkey://h", "valkey"),
         ("valkeys+cluster://a,b", "valkey"),
         ("valkey+unix:///s", "valkey"),
+        ("postgresql://h/d", "postgres"),
+        ("postgres://h/d", "postgres"),
         ("valkey", None),
         ("valkey:h", None),
         ("redis://h", None),
@@ -41,6 +43,11 @@ def test_kind(url: str, kind: str | None) -> None:
         (f"valkey://u:?{SECRET}@h", "valkey://h"),
         (f"valkey://u:@{SECRET}@h", "valkey://h"),
         (f"valkey+unix:///s?password=@{SECRET}", "valkey+unix:///s"),
+        (f"postgresql://u:{SECRET}@a:1,b:2/d?schema=x", "postgresql://a:1,b:2/d"),
+        (f"postgres:///d?host=/run&user=u&password={SECRET}", "postgres:///d"),
+        (f"postgres:///d?password=a@{SECRET}", "postgres:///d"),
+        (f"postgresql://u:?{SECRET}@h", "postgresql://"),
+        (f"postgresql://u:{SECRET}@h/d?application_name=a@b", "postgresql://"),
         (f"other://u:{SECRET}@h", "other://h"),
         ("http://127.0.0.1:9090", "http://127.0.0.1:9090"),
         ("nothing", "nothing"),
@@ -49,7 +56,7 @@ def test_kind(url: str, kind: str | None) -> None:
 def test_public_url(url: str, shown: str) -> None:
     """Neither user nor password is shown, also when they are not encoded as they should be."""
     assert public_url(url) == shown
-    assert has_credentials(url) == (SECRET in url and url.startswith("valkey"))
+    assert has_credentials(url) == (SECRET in url and url.startswith(("valkey", "postgres")))
 
 
 def test_additions() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flowfabric.cli.root import run
+from flowfabric.provision.postgres import BINARIES
 from flowfabric.provision.valkey import BINARY
 
 TIMEOUT_S = 60
@@ -52,7 +53,7 @@ def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name == BINARY or not name.startswith(("FF_", "FLOWFABRIC_", "NO_COLOR"))
+        if name in (BINARY, BINARIES) or not name.startswith(("FF_", "FLOWFABRIC_", "NO_COLOR"))
     }
     return {**kept, "COLUMNS": "200", **(more or {})}
 

@@ -66,7 +66,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_a_variable_that_would_not_act_is_refused(tmp_path: Path) -> None:
     """`serve` refuses a published variable that no longer acts or is planned, by name and with the reason."""
     retired = flowfabric("serve", cwd=tmp_path, variables={"FF_UNBLOCK_INTERVAL_S": "5"})
-    planned = flowfabric("serve", cwd=tmp_path, variables={"FF_POSTGRES_URL": "x"})
+    planned = flowfabric("serve", cwd=tmp_path, variables={"FF_SENTRY_DSN": "x"})
     assert (retired.returncode, planned.returncode) == (2, 2)
     assert "FF_UNBLOCK_INTERVAL_S no longer acts" in retired.stderr
     assert "planned" in planned.stderr

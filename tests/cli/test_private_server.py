@@ -1,18 +1,22 @@
-"""`dev --store valkey` with a server of its own, and processes that are given a store with a password."""
+"""`dev --store valkey|postgres` with a server of its own, and processes that are given a store with a password."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
+from flowfabric.provision.postgres import BINARIES, PostgresServer
 from flowfabric.provision.valkey import BINARY, ValkeyServer
 from tests.cli.running import APP, Dev, answer, dev, environment, flowfabric
 from tests.cli.test_processes import PATIENCE_S, wait_until
@@ -26,61 +30,81 @@ def described(found: Dev) -> dict[str, Any]:
     return json.loads((found.folder / ".flowfabric" / "dev.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture(params=["valkey", "postgres"])
+def beside(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The kind of server that is started for a dev in this folder."""
+    yield request.param
+    discard(tmp_path)
+
+
+def discard(folder: Path) -> None:
+    """Remove the data of a dev's own Postgres: what root starts may keep it elsewhere."""
+    shutil.rmtree((folder / ".flowfabric" / "postgres" / "data").resolve(), ignore_errors=True)
+
+
 def server_of(found: Dev) -> int:
     """Return the process id of a dev's own server."""
-    host, port = urlsplit(described(found)["store"]).netloc.split(":")
+    url = described(found)["store"]
+    host, port = urlsplit(url).netloc.rpartition("@")[2].split(":")
+    if url.startswith("postgresql"):
+        with psycopg.connect(url) as line:
+            folder = line.execute("SHOW data_directory").fetchone()
+        assert folder is not None
+        return int((Path(folder[0]) / "postmaster.pid").read_text().split()[0])
     with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(b"INFO server\r\n")
         return int(connection.recv(65_536).partition(b"process_id:")[2].split()[0])
 
 
-def test_dev_on_a_server_of_its_own(tmp_path: Path) -> None:
+def test_dev_on_a_server_of_its_own(tmp_path: Path, beside: str) -> None:
     """It starts one, everybody in the folder finds it, it ends with the dev, and its data is there the next time."""
-    with dev(tmp_path, "--store", "valkey") as first:
+    with dev(tmp_path, "--store", beside) as first:
         store = described(first)["store"]
         pid = server_of(first)
-        assert store.startswith("valkey://127.0.0.1:") and is_alive(pid)
+        assert store.startswith(beside) and "127.0.0.1:" in store and is_alive(pid)
+        assert (tmp_path / ".flowfabric" / "dev.json").stat().st_mode & 0o077 == 0
         done = answer("submit", "greet", "-i", '{"name": "x"}', "--wait", cwd=tmp_path)
         assert done["result"] == "greeted x"
         assert "nothing is wrong" in flowfabric("admin", "fsck", cwd=tmp_path).stderr
-        second = flowfabric("dev", "app.py", "--store", "valkey", cwd=tmp_path)
+        second = flowfabric("dev", "app.py", "--store", beside, cwd=tmp_path)
         assert (second.returncode, first.url in second.stderr) == (4, True)
         assert first.stop() == 0
     wait_gone([pid])
-    with dev(tmp_path, "--store", "valkey"):
+    with dev(tmp_path, "--store", beside):
         assert len(answer("list", cwd=tmp_path)["executions"]) == 1
 
 
-def test_running_tasks_finish_before_the_server_ends(tmp_path: Path) -> None:
+def test_running_tasks_finish_before_the_server_ends(tmp_path: Path, beside: str) -> None:
     """Ctrl-C reaches the dev alone: what runs is finished on a store that is still there."""
-    with dev(tmp_path, "--store", "valkey") as found:
+    with dev(tmp_path, "--store", beside) as found:
         made = answer("submit", "sleep", "-i", '{"seconds": 1}', cwd=tmp_path)
         wait_until(
             lambda: answer("describe", made["execution_id"], cwd=tmp_path)["public_state"] == "active",
             "its start",
         )
         assert found.stop() == 0
-    with dev(tmp_path, "--store", "valkey"):
+    with dev(tmp_path, "--store", beside):
         assert answer("wait", made["execution_id"], cwd=tmp_path)["result"] == "awake"
 
 
-def test_a_killed_dev_takes_its_server_along(tmp_path: Path) -> None:
-    """When the dev is killed its server is, and the next dev finds what the append log has."""
-    with dev(tmp_path, "--store", "valkey") as found:
+def test_a_killed_dev_takes_its_server_along(tmp_path: Path, beside: str) -> None:
+    """When the dev is killed its server is, and the next dev finds what the server had acknowledged."""
+    with dev(tmp_path, "--store", beside) as found:
         pid = server_of(found)
         answer("submit", "greet", "-i", '{"name": "x"}', "--wait", cwd=tmp_path)
         found.process.send_signal(signal.SIGKILL)
         wait_gone([pid])
-    with dev(tmp_path, "--store", "valkey"):
+    with dev(tmp_path, "--store", beside):
         assert len(answer("list", cwd=tmp_path)["executions"]) == 1
 
 
-def test_no_server_to_start(tmp_path: Path) -> None:
-    """A machine without `valkey-server` is told how to get one."""
+@pytest.mark.parametrize(("beside", "variable"), [("valkey", BINARY), ("postgres", BINARIES)])
+def test_no_server_to_start(tmp_path: Path, beside: str, variable: str) -> None:
+    """A machine without the server's program is told how to get one."""
     (tmp_path / "app.py").write_text(APP, encoding="utf-8")
-    variables = {BINARY: str(tmp_path / "missing")}
-    done = flowfabric("dev", "app.py", "--store", "valkey", cwd=tmp_path, variables=variables)
-    assert (done.returncode, BINARY in done.stderr, "give the path" in done.stderr) == (2, True, True)
+    variables = {variable: str(tmp_path / "missing")}
+    done = flowfabric("dev", "app.py", "--store", beside, cwd=tmp_path, variables=variables)
+    assert (done.returncode, variable in done.stderr, "give the " in done.stderr) == (2, True, True)
 
 
 def test_dev_on_a_server_that_runs_already(tmp_path: Path) -> None:
@@ -159,3 +183,51 @@ def test_serve_takes_the_parts_of_a_store(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             _, rest = process.communicate(timeout=PATIENCE_S)
         assert "secret" not in "".join(lines) + rest
+
+
+def test_a_dev_of_its_own_heeds_no_settings_of_another_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own Postgres has a password of its own; one for another store, and the size of the pool, do no harm."""
+    monkeypatch.setattr(
+        "tests.cli.running.environment",
+        lambda more=None: environment(
+            {"FF_PASSWORD": PASSWORD, "FF_POSTGRES_POOL_SIZE": "3", **(more or {})}
+        ),
+    )
+    with dev(tmp_path, "--store", "postgres") as found:
+        assert found.stop() == 0
+    discard(tmp_path)
+
+
+def test_serve_takes_postgres_and_its_password_apart(tmp_path: Path) -> None:
+    """`serve` opens what FF_BACKEND and FF_POSTGRES_URL name; the password may come from a file and shows nowhere."""
+    server = PostgresServer(tmp_path / "server")
+    try:
+        server.start()
+        secret = server.folder / "password"
+        shown = server.url.replace(f"postgres:{secret.read_text().strip()}@", "")
+        variables = {
+            "FF_BACKEND": "postgres", "FF_POSTGRES_URL": shown.replace("://", "://postgres@"),
+            "FF_PASSWORD_FILE": str(secret), "FF_POSTGRES_POOL_SIZE": "3",
+            "FF_LISTEN_ADDR": "127.0.0.1:0", "FF_LOG_FORMAT": "json",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flowfabric", "serve"],
+            cwd=tmp_path, env=environment(variables), stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stderr is not None
+            lines: list[str] = []
+            while not (lines and '"url"' in lines[-1]):
+                lines.append(process.stderr.readline())
+                assert lines[-1], lines
+            started = json.loads(lines[-1])
+            assert started["store"] == shown
+            assert answer("admin", "ping", "--server", started["url"])["family"] == "postgres"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, rest = process.communicate(timeout=PATIENCE_S)
+        assert secret.read_text().strip() not in "".join(lines) + rest
+    finally:
+        server.discard()

@@ -21,15 +21,20 @@ from flowfabric.contract.ids import PartitionCounts
 from flowfabric.server.run import listening
 from flowfabric.server.settings import ServerSettings
 from tests.conformance.world import START_MS, World
-from tests.valkey import session
+from tests.postgres import session as postgres
+from tests.valkey import session as valkey
 
-STORES: Final[dict[str, Callable[[Path], str]]] = {
-    "sqlite-memory": lambda folder: "sqlite:///:memory:",
-    "sqlite-file": lambda folder: f"sqlite:///{folder / 'store.db'}",
-    "valkey": lambda folder: session.empty_node().url,
-    "valkey-cluster": lambda folder: session.empty_cluster().url,
+STORES: Final[dict[str, Callable[[Path, PartitionCounts], str]]] = {
+    "sqlite-memory": lambda folder, partitions: "sqlite:///:memory:",
+    "sqlite-file": lambda folder, partitions: f"sqlite:///{folder / 'store.db'}",
+    "valkey": lambda folder, partitions: valkey.empty_node().url,
+    "valkey-cluster": lambda folder, partitions: valkey.empty_cluster().url,
+    "postgres": lambda folder, partitions: postgres.empty_node(partitions, manual_clock=True).url,
 }
-"""How to come by each store under test, empty, given a folder of its own. What cannot be started is an error."""
+"""How to come by each store under test, empty, for a clock that is moved.
+
+Given are a folder of its own, and the partitions it will be opened with. What cannot be started is an error.
+"""
 
 OTHER_STORES: Final = tuple(name for name in STORES if not name.startswith("sqlite"))
 """The stores that do not run the rules themselves."""
@@ -74,15 +79,15 @@ def access(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def emptied(store: str) -> str:
-    """Return the URL of one of the `OTHER_STORES`, empty from now on."""
-    return STORES[store](Path())
+def emptied(store: str, partitions: PartitionCounts = FEW) -> str:
+    """Return the URL of one of the `OTHER_STORES`, empty from now on, to be opened with these partitions."""
+    return STORES[store](Path(), partitions)
 
 
 @asynccontextmanager
 async def opened(access: str, folder: Path, clock: ManualClock) -> AsyncIterator[World]:
     """Open an empty store; through a server, if that is how it is to be reached."""
-    url = STORES[FIRST if access == REMOTE else access](folder)
+    url = STORES[FIRST if access == REMOTE else access](folder, FEW)
     partitions = FEW if access in OTHER_STORES else None
     backend = await backends.connect(url, clock=clock, partitions=partitions)
     try:

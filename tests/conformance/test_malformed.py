@@ -6,7 +6,6 @@ import asyncio
 import types
 import typing
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -19,7 +18,7 @@ from flowfabric.contract.errors import Refused
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.operations import OPERATIONS
 from flowfabric.contract.payloads import Payload
-from tests.conformance.conftest import FEW, FIRST, OTHER_STORES, STORES
+from tests.conformance.conftest import FEW, FIRST, OTHER_STORES, emptied
 from tests.conformance.world import OTHER_UUID, START_MS, World
 
 WAITING: Final = ExecutionId("{fp:1}:00000000-0000-4000-8000-000000000001")
@@ -96,7 +95,7 @@ async def _populate(world: World) -> None:
 
 async def _send(store: str, name: str, command: Any) -> None:
     clock = ManualClock(start_ms=START_MS)
-    backend = await backends.connect(STORES[store](Path()), clock=clock, partitions=FEW)
+    backend = await backends.connect(emptied(store), clock=clock, partitions=FEW)
     world = World(backend, clock)
     try:
         await _populate(world)

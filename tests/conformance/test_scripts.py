@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from flowfabric import backends
 from flowfabric.backends.clock import ManualClock
+from flowfabric.contract.ids import PartitionCounts
 from tests.conformance.conftest import QUICK_STORES, SLOW_STORES, STORES
 from tests.conformance.scripts import SCRIPTS, Script, Step
 from tests.conformance.world import START_MS, World
@@ -20,7 +21,7 @@ from tests.conftest import EXAMPLES
 async def _run(store: str, steps: list[Step]) -> None:
     clock = ManualClock(start_ms=START_MS)
     with tempfile.TemporaryDirectory() as folder:
-        backend = await backends.connect(STORES[store](Path(folder)), clock=clock)
+        backend = await backends.connect(STORES[store](Path(folder), PartitionCounts()), clock=clock)
         try:
             await Script(World(backend, clock)).run(steps)
         finally:

@@ -33,7 +33,7 @@ async def _transcript(url: str, steps: list[Step], required: tuple[str, ...]) ->
 
 
 def _agree(store: str, steps: list[Step], required: tuple[str, ...]) -> None:
-    url = emptied(store)
+    url = emptied(store, ONE_PARTITION)
     expected = asyncio.run(_transcript("sqlite:///:memory:", steps, required))
     seen = asyncio.run(_transcript(url, steps, required))
     for number, (wanted, found) in enumerate(zip(expected, seen, strict=True)):

@@ -17,6 +17,7 @@ from examples.code_census.census import (
     plain_loop,
     source_files,
 )
+from flowfabric.provision.postgres import BINARIES
 from flowfabric.provision.valkey import BINARY
 from tests.cli.running import dev, environment
 from tests.docs.pages import ROOT
@@ -95,12 +96,24 @@ def test_demo_runs_on_a_valkey_server_of_its_own(folder: Path) -> None:
     assert "the totals are those of the plain loop" in done.stdout
 
 
-def test_demo_says_how_to_get_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a `valkey-server` the demo ends with what to do about it."""
-    monkeypatch.setenv(BINARY, str(folder / "missing"))
-    done = demo(folder, "--backend", "valkey")
+def test_demo_runs_on_a_postgres_server_of_its_own(folder: Path) -> None:
+    """On Postgres it does and counts the same."""
+    done = demo(folder, "--backend", "postgres", "--lease-ttl", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "store postgresql://127.0.0.1:" in done.stdout
+    assert "after the kill" in done.stdout
+    assert "the totals are those of the plain loop" in done.stdout
+
+
+@pytest.mark.parametrize(("backend", "variable"), [("valkey", BINARY), ("postgres", BINARIES)])
+def test_demo_says_how_to_get_a_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str, variable: str
+) -> None:
+    """Without the server's program the demo ends with what to do about it."""
+    monkeypatch.setenv(variable, str(folder / "missing"))
+    done = demo(folder, "--backend", backend)
     assert done.returncode == 3
-    assert BINARY in done.stderr and "give the path" in done.stderr
+    assert variable in done.stderr and "give the " in done.stderr
 
 
 def test_wrong_use_is_told(tmp_path: Path) -> None:

@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 
 from flowfabric.contract.errors import Misuse, Unavailable
-from flowfabric.provision.valkey import (
-    BINARY,
-    HOST,
-    LOG,
-    ValkeyServer,
-    find_server,
-    free_port,
-    running,
-    server_in_wheel,
-)
+from flowfabric.provision.loopback import HOST, free_port
+from flowfabric.provision.valkey import BINARY, LOG, ValkeyServer, find_server, running, server_in_wheel
 from tests.provision.test_processes import wait_gone
 
 

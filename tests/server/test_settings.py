@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from flowfabric.backends.postgres.pool import SIZE_MAX
 from flowfabric.contract import limits
 from flowfabric.contract.errors import Misuse
 from flowfabric.contract.ids import PartitionCounts
 from flowfabric.contract.states import Durability
 from flowfabric.server.settings import PLANNED, RETIRED, VARIABLES, ServerSettings
+from flowfabric.server.store_setting import POOL_SIZE_MAX
 
 TOKEN = "first-token-of-sixteen"
 OTHER = "other-token-of-sixteen"
@@ -235,6 +237,16 @@ def test_empty_is_unset() -> None:
             "valkey://h?durability=memory",
         ),
         ({"FF_STORE": "valkey://h", "FF_REQUIRE_DURABILITY": "fsync"}, "valkey://h"),
+        ({"FF_BACKEND": "Postgres", "FF_POSTGRES_URL": "postgresql://h/d"}, "postgresql://h/d"),
+        ({"FF_STORE": "postgres://u:p@a:1,b:2/d?schema=x"}, "postgres://u:p@a:1,b:2/d?schema=x"),
+        ({"FF_STORE": "postgresql://h/d", "FF_POSTGRES_POOL_SIZE": "4"}, "postgresql://h/d?pool_size=4"),
+        (
+            {"FF_STORE": "postgresql://h/d?schema=x", "FF_POSTGRES_POOL_SIZE": "1000"},
+            "postgresql://h/d?schema=x&pool_size=1000",
+        ),
+        ({"FF_STORE": "postgresql://h/d", "FF_USER": "u", "FF_PASSWORD": "p@"}, "postgresql://u:p%40@h/d"),
+        ({"FF_STORE": "postgresql://u%40@h/d?a=b", "FF_PASSWORD": "p/"}, "postgresql://u%40:p%2F@h/d?a=b"),
+        ({"FF_STORE": "postgresql://h/d", "FF_REQUIRE_DURABILITY": "replicated"}, "postgresql://h/d"),
     ],
 )
 def test_store(environ: dict[str, str], url: str) -> None:
@@ -247,7 +259,6 @@ def test_store(environ: dict[str, str], url: str) -> None:
     [
         ({"FF_STORE": "ff.db"}, "FF_STORE"),
         ({"FF_STORE": "redis://localhost"}, "Valkey"),
-        ({"FF_STORE": "postgresql://localhost/ff"}, "planned"),
         ({"FF_STORE": "sqlite:///a.db", "FF_SQLITE_PATH": "b.db"}, "FF_SQLITE_PATH"),
         ({"FF_BACKEND": "valkey", "FF_STORE": "sqlite:///a.db"}, "FF_BACKEND"),
         ({"FF_BACKEND": "sqlite", "FF_STORE": "valkey+cluster://a"}, "FF_BACKEND"),
@@ -266,7 +277,28 @@ def test_store(environ: dict[str, str], url: str) -> None:
         ({"FF_STORE": "sqlite:///a.db", "FF_PASSWORD": "p"}, "FF_PASSWORD"),
         ({"FF_HOST": "h"}, "FF_BACKEND=valkey"),
         ({"FF_PASSWORD": "p"}, "FF_BACKEND=valkey"),
-        ({"FF_BACKEND": "Postgres"}, "planned"),
+        ({"FF_BACKEND": "postgres"}, "FF_POSTGRES_URL"),
+        ({"FF_BACKEND": "postgres", "FF_POSTGRES_URL": "valkey://h"}, "postgresql://"),
+        (
+            {"FF_BACKEND": "postgres", "FF_POSTGRES_URL": "postgresql://h", "FF_HOST": "h"},
+            "FF_BACKEND=valkey",
+        ),
+        (
+            {"FF_BACKEND": "postgres", "FF_POSTGRES_URL": "postgresql://h", "FF_SQLITE_PATH": "a"},
+            "FF_SQLITE_PATH",
+        ),
+        ({"FF_POSTGRES_URL": "postgresql://h/d"}, "FF_BACKEND=postgres"),
+        ({"FF_STORE": "postgresql://h/d", "FF_POSTGRES_URL": "postgresql://h/d"}, "both name"),
+        ({"FF_BACKEND": "valkey", "FF_STORE": "postgresql://h/d"}, "FF_BACKEND"),
+        ({"FF_STORE": "postgresql://h/d", "FF_POSTGRES_POOL_SIZE": "0"}, "FF_POSTGRES_POOL_SIZE"),
+        ({"FF_STORE": "postgresql://h/d", "FF_POSTGRES_POOL_SIZE": "1001"}, "FF_POSTGRES_POOL_SIZE"),
+        ({"FF_STORE": "postgresql://h/d?pool_size=3", "FF_POSTGRES_POOL_SIZE": "3"}, "both say"),
+        ({"FF_STORE": "sqlite:///a.db", "FF_POSTGRES_POOL_SIZE": "3"}, "FF_BACKEND=postgres"),
+        ({"FF_STORE": "valkey://h", "FF_POSTGRES_POOL_SIZE": "3"}, "FF_BACKEND=postgres"),
+        ({"FF_STORE": "postgresql://u@h/d", "FF_USER": "v", "FF_PASSWORD": "p"}, "both say who asks"),
+        ({"FF_STORE": "postgresql://u:q@h/d", "FF_PASSWORD": "p"}, "both say who asks"),
+        ({"FF_STORE": "postgresql:///d?password=q", "FF_PASSWORD": "p"}, "both say who asks"),
+        ({"FF_STORE": "postgresql://h/d", "FF_USER": "u"}, "FF_PASSWORD"),
         ({"FF_BACKEND": "mysql"}, "FF_BACKEND"),
         ({"FF_SQLITE_PATH": "data/"}, "FF_SQLITE_PATH"),
     ],
@@ -281,6 +313,13 @@ def test_a_password_for_the_store_on_the_command_line() -> None:
     environ = {"FF_BACKEND": "valkey", "FF_HOST": "h", "FF_USER": "u", "FF_PASSWORD": "p"}
     assert load(environ, store="valkey+cluster://a,b").store == "valkey+cluster://u:p@a,b"
     assert load(environ, store="sqlite:///a.db").store == "sqlite:///a.db"
+    assert load(environ, store="postgres://h/d").store == "postgres://u:p@h/d"
+    assert load({"FF_POSTGRES_POOL_SIZE": "2"}, store="postgres://h/d").store == "postgres://h/d?pool_size=2"
+
+
+def test_the_pool_is_as_large_as_the_store_lets_it_be() -> None:
+    """What the variable may say, the store takes."""
+    assert POOL_SIZE_MAX == SIZE_MAX
 
 
 def test_password_from_a_file(tmp_path: Path) -> None:
@@ -304,6 +343,8 @@ def test_password_from_a_file(tmp_path: Path) -> None:
         {"FF_STORE": "valkey://user:s3cret@h:1/0?durability=fsync"},
         {"FF_STORE": "valkey+unix:///s?user=user&password=s3cret"},
         {"FF_BACKEND": "valkey", "FF_PASSWORD": "s3cret"},
+        {"FF_STORE": "postgresql://u:s3cret@h/d"},
+        {"FF_BACKEND": "postgres", "FF_POSTGRES_URL": "postgresql:///d?user=u&password=s3cret"},
     ],
 )
 def test_no_password_is_shown(environ: dict[str, str]) -> None:

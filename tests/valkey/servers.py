@@ -23,7 +23,8 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 import hiredis
 
-from flowfabric.provision.valkey import HOST, PORTS, Option, ValkeyServer, find_server, is_free
+from flowfabric.provision.loopback import HOST, PORTS, Option, is_free
+from flowfabric.provision.valkey import ValkeyServer, find_server
 
 SLOTS: Final = 16_384
 CALL_TIMEOUT_S: Final = 20.0

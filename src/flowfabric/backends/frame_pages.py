@@ -7,15 +7,14 @@ must stay true: a page never skips a frame, a cursor is the last place seen, and
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from flowfabric.contract import limits
-from flowfabric.contract.attempt import AttemptRecord
 from flowfabric.contract.execution import ExecutionRecord
 from flowfabric.contract.payloads import Payload
-from flowfabric.contract.states import FrameMode, LifecyclePhase
+from flowfabric.contract.states import AttemptType, FrameMode, LifecyclePhase, StreamClosedReason
 from flowfabric.contract.stream import (
     ATTEMPT_STARTED,
     Frame,
@@ -47,6 +46,45 @@ class Range(msgspec.Struct, frozen=True, kw_only=True):
     until: Position
     limit: int
     lossless: bool
+
+
+class StreamedAttempt(Protocol):
+    """What a page needs to know of an attempt; an `AttemptRecord` is one."""
+
+    @property
+    def attempt_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def attempt_index(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def attempt_type(self) -> AttemptType:
+        """Why it was begun."""
+        ...
+
+    @property
+    def worker_instance(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
+    def started_at_ms(self) -> int:
+        """When it began."""
+        ...
+
+    @property
+    def stream_closed_at_ms(self) -> int | None:
+        """When its stream was closed."""
+        ...
+
+    @property
+    def stream_closed_reason(self) -> StreamClosedReason | None:
+        """Why its stream was closed."""
+        ...
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +128,16 @@ def _before(position: Position) -> Position:
     if seq > 0 or ms == 0:
         return attempt, ms, seq - 1
     return attempt, ms - 1, FAR - 1
+
+
+def ended_at_ms(record: ExecutionRecord) -> int | None:
+    """Return when the run ended, None while it lasts."""
+    return record.completed_at_ms if record.state.lifecycle_phase is LifecyclePhase.TERMINAL else None
+
+
+def latest_reason(record: ExecutionRecord) -> StreamClosedReason | None:
+    """Return why the latest attempt's stream was closed."""
+    return record.attempt.stream_closed_reason if record.attempt is not None else None
 
 
 def is_enough(page: FramePage) -> bool:
@@ -147,18 +195,16 @@ class Pages:
             # Nothing is left up to there: the next page starts after it, and is not told again.
             self.last = max(self.last, trimmed)
 
-    def mark(self, attempt: AttemptRecord) -> None:
+    def mark(self, attempt: StreamedAttempt) -> None:
         """Show the start of an attempt, if the range holds it."""
         place = (attempt.attempt_index, MARKER_MS, MARKER_SEQ)
         if place > self.last and place <= self.span.until:
             self.frames.append(_marker(attempt))
             self.last = place
 
-    def of_attempt(self, record: ExecutionRecord, attempt: AttemptRecord | None) -> FramePage:
-        """Finish a page of one attempt's stream."""
-        closed_at_ms = attempt.stream_closed_at_ms if attempt is not None else None
-        if attempt is None and record.state.lifecycle_phase is LifecyclePhase.TERMINAL:
-            closed_at_ms = record.completed_at_ms
+    def of_attempt(self, ended_at_ms: int | None, attempt: StreamedAttempt | None) -> FramePage:
+        """Finish a page of one attempt's stream; `ended_at_ms`: when the run ended, if it has."""
+        closed_at_ms = attempt.stream_closed_at_ms if attempt is not None else ended_at_ms
         _, ms, seq = self.last
         return FramePage(
             frames=tuple(self.frames),
@@ -168,18 +214,15 @@ class Pages:
             closed_reason=attempt.stream_closed_reason if attempt is not None else None,
         )
 
-    def of_run(self, record: ExecutionRecord) -> FramePage:
-        """Finish a page over all attempts."""
-        ended = record.state.lifecycle_phase is LifecyclePhase.TERMINAL
+    def of_run(self, ended_at_ms: int | None, reason: StreamClosedReason | None) -> FramePage:
+        """Finish a page over all attempts; `reason`: why the latest attempt's stream was closed."""
         attempt_index, ms, seq = self.last
         return FramePage(
             frames=tuple(self.frames),
             next_cursor=f"{attempt_index}:{ms}-{max(seq, 0)}",
             trimmed=self.trimmed,
-            closed_at_ms=record.completed_at_ms if ended else None,
-            closed_reason=record.attempt.stream_closed_reason
-            if ended and record.attempt is not None
-            else None,
+            closed_at_ms=ended_at_ms,
+            closed_reason=reason if ended_at_ms is not None else None,
         )
 
 
@@ -196,7 +239,7 @@ class _Started(msgspec.Struct):
     worker_instance: str
 
 
-def _marker(attempt: AttemptRecord) -> Frame:
+def _marker(attempt: StreamedAttempt) -> Frame:
     started = _Started(
         attempt.attempt_id, attempt.attempt_index, attempt.attempt_type.value, attempt.worker_instance
     )

@@ -29,6 +29,25 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class MigrationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What bringing a store up to date did, or would do."""
+
+    store: str
+    """Its URL, without credentials."""
+    done: bool
+    """False: this is a plan, nothing was changed."""
+    is_new: bool = False
+    """The store is made."""
+    steps: tuple[str, ...] = ()
+    """The migrations, by number and name."""
+    replaces_functions: bool = False
+    """The store's functions are replaced by those of this version."""
+    granted: tuple[str, ...] = ()
+    """Roles that may use the store from now on."""
+    when_opened: bool = False
+    """A store of this kind is brought up to date whenever it is opened: there is nothing else to do."""
+
+
 def read(package: str, folder: str) -> tuple[Migration, ...]:
     """Return the migrations of a package, numbered from 1 without gaps."""
     found: list[Migration] = []

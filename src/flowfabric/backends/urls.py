@@ -10,6 +10,7 @@ from typing import Final
 
 SQLITE: Final = "sqlite"
 VALKEY: Final = "valkey"
+POSTGRES: Final = "postgres"
 SCHEMES: Final = {
     "sqlite": SQLITE,
     "valkey": VALKEY,
@@ -17,6 +18,8 @@ SCHEMES: Final = {
     "valkey+unix": VALKEY,
     "valkey+cluster": VALKEY,
     "valkeys+cluster": VALKEY,
+    "postgresql": POSTGRES,
+    "postgres": POSTGRES,
 }
 """Every scheme that `connect` takes, and the kind of store it names."""
 _IN_QUERY: Final = "valkey+unix"
@@ -30,11 +33,14 @@ def kind_of(url: str) -> str | None:
 
 def has_credentials(url: str) -> bool:
     """Say whether a URL carries a user or a password."""
-    if kind_of(url) != VALKEY:
+    kind = kind_of(url)
+    if kind not in (VALKEY, POSTGRES):
         return False
     scheme, _, rest = url.partition("://")
-    if scheme != _IN_QUERY:
-        return "@" in rest
+    if scheme != _IN_QUERY and "@" in rest:
+        return True
+    if kind == VALKEY and scheme != _IN_QUERY:
+        return False
     return any(part.partition("=")[0] in ("user", "password") for part in rest.partition("?")[2].split("&"))
 
 
@@ -46,12 +52,17 @@ def public_url(url: str) -> str:
     if not separator:
         return url
     if scheme != _IN_QUERY:
+        place, _, options = rest.partition("?")
+        if kind_of(url) == POSTGRES and "@" in options:
+            # Either an option holds it, or a password that is not encoded as it should be: what is before it may be
+            # as secret as what is behind it.
+            return f"{scheme}://" if "@" in place or ":" in place else f"{scheme}://{place}"
         rest = rest.rpartition("@")[2]
     return f"{scheme}://{rest.partition('?')[0]}"
 
 
 def with_credentials(url: str, user: str, password: str) -> str:
-    """Return a Valkey URL that carries user and password, both percent-encoded already; the user may be empty."""
+    """Return a URL that carries user and password, both percent-encoded already; the user may be empty."""
     scheme, _, rest = url.partition("://")
     if scheme == _IN_QUERY:
         return with_option(with_option(url, "user", user) if user else url, "password", password)

@@ -1,8 +1,8 @@
 """`flowfabric dev`: server, engine and worker of an app in one process, on a store of its own, reloaded on change.
 
-The store is a file, or a Valkey server that is started beside and ends with this process. While `dev` runs it holds a
-lock beside its store and describes itself in a file there, so that the other commands find it and a second one on the
-same store is told. A reload starts a new worker; the old one finishes what it runs.
+The store is a file, or a Valkey or Postgres server that is started beside and ends with this process. While `dev` runs
+it holds a lock beside its store and describes itself in a file there, so that the other commands find it and a second
+one on the same store is told. A reload starts a new worker; the old one finishes what it runs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from flowfabric.cli.source import AppSource
     from flowfabric.cli.watching import Watch
     from flowfabric.contract.backend import Backend
+    from flowfabric.provision.loopback import LoopbackServer
     from flowfabric.worker import App, Worker
 
 STORE: Final = f"sqlite:///{FOLDER}/dev.db"
 VALKEY: Final = "valkey"
-"""As a store: a Valkey server of its own, with its data in this folder of the folder."""
+POSTGRES: Final = "postgres"
+BESIDE: Final = (VALKEY, POSTGRES)
+"""As a store: a server of its own, with its data in the folder of this name in the folder."""
 HOST: Final = "127.0.0.1"
 PORT: Final = 9090
 PORTS_TRIED: Final = 20
@@ -50,7 +53,9 @@ async def dev(
     store: Annotated[
         str,
         typer.Option(
-            "--store", metavar="URL", help="The store; `valkey` starts a Valkey server of its own for it."
+            "--store",
+            metavar="URL",
+            help="The store; `valkey` or `postgres` starts a server of its own for it.",
         ),
     ] = STORE,
     listen: Annotated[
@@ -214,7 +219,7 @@ def holding(store: str) -> Generator[Path | None]:
             "dev brings a server of its own",
             next=f"run the app against that one: flowfabric worker APP --server {store}",
         )
-    path = Path(FOLDER) / VALKEY if store == VALKEY else file_of(store)
+    path = Path(FOLDER) / store if store in BESIDE else file_of(store)
     if path is None:
         yield None
         return
@@ -251,14 +256,22 @@ def try_lock(descriptor: int) -> bool:
 
 async def _start_beside(stack: AsyncExitStack, store: str, folder: Path | None) -> str | None:
     """Start the server that the store is to be kept in and return its URL; None when there is none to start."""
-    if store != VALKEY or folder is None:
+    if folder is None or store not in BESIDE:
         return None
-    from flowfabric.provision.valkey import ValkeyServer
-
-    server = ValkeyServer(folder / VALKEY)
+    server = _server_of(store, folder / store)
     stack.push_async_callback(asyncio.to_thread, server.stop)
     await asyncio.to_thread(server.start)
     return server.url
+
+
+def _server_of(store: str, folder: Path) -> LoopbackServer:
+    if store == POSTGRES:
+        from flowfabric.provision.postgres import PostgresServer
+
+        return PostgresServer(folder)
+    from flowfabric.provision.valkey import ValkeyServer
+
+    return ValkeyServer(folder)
 
 
 async def _open(
@@ -269,6 +282,7 @@ async def _open(
     beside: the URL of the server that was started for it, whose credentials and durability nobody's settings name.
     """
     from flowfabric import backends
+    from flowfabric.backends.urls import public_url
     from flowfabric.engine.supervisor import Engine
     from flowfabric.server.run import listening
     from flowfabric.server.settings import ServerSettings
@@ -276,9 +290,8 @@ async def _open(
     addresses = (
         [listen] if listen is not None else [f"{HOST}:{PORT + number}" for number in range(PORTS_TRIED)]
     )
-    settings = [
-        ServerSettings.load(os.environ, listen=address, store=beside or store) for address in addresses
-    ]
+    named = public_url(beside) if beside is not None else store
+    settings = [ServerSettings.load(os.environ, listen=address, store=named) for address in addresses]
     backend = await backends.connect(
         beside or settings[0].store, partitions=settings[0].partitions, retention_ms=settings[0].retention_ms
     )
@@ -318,6 +331,8 @@ def _describe(folder: Path, url: str, store: str, app: str) -> None:
         "app": app,
     }
     partial = folder / f"{DEV_FILE}.{os.getpid()}"
+    # The store's URL may hold a password.
+    partial.touch(mode=0o600)
     partial.write_text(json.dumps(document), encoding="utf-8")
     partial.replace(folder / DEV_FILE)
 

@@ -19,6 +19,7 @@ from flowfabric.cli import (
     develop,
     inspecting,
     lanes,
+    migrating,
     scaffold,
     serving,
     submitting,
@@ -61,6 +62,7 @@ def build(*, operations: bool) -> typer.Typer:
     inspecting.add(app, WORK)
     lanes.add(app, OPERATE)
     workers.add(app, OPERATE)
+    migrating.add(app, OPERATE)
     admin.add(app, OPERATE, operations=operations)
     app.command("completion", rich_help_panel=TOOL)(plain(completion))
     app.command("version", rich_help_panel=TOOL)(plain(version))

@@ -90,7 +90,8 @@ def choose_store(*, server: str | None, store: str | None) -> str:
         return dev.store
     raise Misuse(
         "this works on the store itself, and none is named",
-        next="give --store, for example --store sqlite:///.flowfabric/dev.db or --store valkey://127.0.0.1:6379/0",
+        next="give --store, for example --store sqlite:///.flowfabric/dev.db, --store valkey://127.0.0.1:6379/0 or "
+        "--store postgresql://127.0.0.1:5432/flowfabric",
     )
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 SHELL: Final = "/bin/sh"
 GUARD: Final = """
@@ -31,6 +32,21 @@ done
 
 ENLIST: Final = 'echo "+ $$" >&0 && exec "$@" </dev/null'
 """Standard input is the guard's pipe, opened for writing."""
+
+
+class User(NamedTuple):
+    """Who a process runs as: whoever starts it, or, if that is root, somebody else."""
+
+    uid: int | None = None
+    gid: int | None = None
+    groups: tuple[int, ...] | None = None
+    folder: str | None = None
+    """Where it starts: this process may be where another user cannot be."""
+
+    @classmethod
+    def other(cls, uid: int, gid: int) -> User:
+        """Return somebody else."""
+        return cls(uid, gid, (), "/")
 
 
 class _Guard:
@@ -74,7 +90,12 @@ class BoundProcess:
     """A process in a session of its own, so that Ctrl-C does not reach it, which ends when this one does."""
 
     def __init__(
-        self, command: Sequence[str], *, output: Path, environment: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        output: Path,
+        environment: Mapping[str, str] | None = None,
+        user: User = User(),  # noqa: B008 -- it never changes
     ) -> None:
         """Start it; what it writes is appended to a file."""
         self._guard = _the_guard()
@@ -87,6 +108,10 @@ class BoundProcess:
                 stderr=file,
                 env=environment,
                 start_new_session=True,
+                user=user.uid,
+                group=user.gid,
+                extra_groups=user.groups,
+                cwd=user.folder,
             )
 
     @property
@@ -109,11 +134,11 @@ class BoundProcess:
             self._process.kill()
             self._note(self._process.wait())
 
-    def terminate(self, timeout_s: float) -> None:
+    def terminate(self, timeout_s: float, number: int = signal.SIGTERM) -> None:
         """Ask it to end, wait so long, then kill it."""
         if self.poll() is not None:
             return
-        self._process.terminate()
+        self._process.send_signal(number)
         try:
             self._note(self._process.wait(timeout_s))
         except subprocess.TimeoutExpired:

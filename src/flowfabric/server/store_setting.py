@@ -1,8 +1,8 @@
 """Which store a server is told to open: one URL, made of FF_STORE or of the variables that name its parts.
 
-`--store` beats them all, but for credentials, which a command line must not carry: user and password of Valkey are
-added to whatever URL has none. What must stay true: a variable that would not act is refused by name, and nothing said
-about a password quotes it.
+`--store` beats them all, but for credentials, which a command line must not carry: user and password are added to
+whatever URL has none, and so is what a URL does not say about the number of connections. What must stay true: a
+variable that would not act is refused by name, and nothing said about a password quotes it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import quote
 
 from flowfabric.backends.urls import (
+    POSTGRES,
     SQLITE,
     VALKEY,
     has_credentials,
@@ -30,10 +31,20 @@ HOST_DEFAULT: Final = "localhost"
 PORT_DEFAULT: Final = 6_379
 DATABASE_MAX: Final = 65_535
 HOSTS_MAX: Final = 100
+POOL_SIZE_MAX: Final = 1_000
 SWITCH: Final = {"on": True, "off": False, "true": True, "false": False, "1": True, "0": False}
 _WHERE: Final = ("FF_HOST", "FF_PORT", "FF_TLS", "FF_TLS_CA", "FF_CLUSTER", "FF_DATABASE")
 _WHO: Final = ("FF_USER", "FF_PASSWORD", "FF_PASSWORD_FILE")
-_FORMS: Final = "write sqlite:///file.db, valkey://host:port/0 or valkey+cluster://host:port,host:port"
+_POOL_SIZE: Final = "FF_POSTGRES_POOL_SIZE"
+_NAMES: Final = {SQLITE: ("FF_SQLITE_PATH",), VALKEY: _WHERE, POSTGRES: ("FF_POSTGRES_URL",)}
+"""The variables that name each kind of store, when FF_STORE does not."""
+_MORE: Final = {SQLITE: (), VALKEY: _WHO, POSTGRES: (*_WHO, _POOL_SIZE)}
+"""Those that add something to its URL."""
+_TITLES: Final = {SQLITE: "SQLite", VALKEY: "Valkey", POSTGRES: "Postgres"}
+_FORMS: Final = (
+    "write sqlite:///file.db, valkey://host:port/0, valkey+cluster://host:port,host:port or "
+    "postgresql://host:port/database"
+)
 
 Said = tuple[str, str]
 """Where something was said, and the text."""
@@ -47,30 +58,53 @@ def read_store(override: Said | None, variable: Find) -> str:
     Raises: `Misuse`, naming the variable or override.
     """
     if override is not None:
-        url = _checked(*override)
-        return _with_credentials(url, variable) if kind_of(url) == VALKEY else url
-    said, sqlite_path = variable("FF_STORE"), variable("FF_SQLITE_PATH")
-    kind = _kind(variable("FF_BACKEND"))
-    parts = [name for name in _WHERE if variable(name) is not None]
+        return _completed(_checked(*override), variable)
+    said, kind = variable("FF_STORE"), _kind(variable("FF_BACKEND"))
     if said is not None:
-        for name in ("FF_SQLITE_PATH", *parts):
+        for name in (name for names in _NAMES.values() for name in names):
             if variable(name) is not None:
                 raise misuse("FF_STORE", f"and {name} both name a store", "unset one of the two")
         url = _checked(*said)
         if kind is not None and kind_of(url) != kind:
             raise misuse("FF_STORE", f"does not agree with FF_BACKEND={kind}", "unset FF_BACKEND")
+        kind = kind_of(url)
     elif kind == VALKEY:
-        if sqlite_path is not None:
-            raise misuse("FF_SQLITE_PATH", "names a file, but FF_BACKEND=valkey", "unset one of the two")
         url = _from_parts(variable)
+    elif kind == POSTGRES:
+        url = _postgres(variable("FF_POSTGRES_URL"))
     else:
-        url = _sqlite(sqlite_path)
-    if kind_of(url) == VALKEY:
-        return _with_credentials(url, variable)
-    for name in (*parts, *_WHO):
-        if variable(name) is not None:
-            raise misuse(name, "is Valkey's, and the store is not", f"set FF_BACKEND=valkey, or unset {name}")
-    return url
+        url = _sqlite(variable("FF_SQLITE_PATH"))
+    _refuse_others(kind or SQLITE, variable)
+    return _completed(url, variable)
+
+
+def _refuse_others(kind: str, variable: Find) -> None:
+    """Refuse what belongs to another kind of store and would not act.
+
+    Raises: `Misuse`.
+    """
+    acting = {*_NAMES.get(kind, ()), *_MORE.get(kind, ())}
+    for others in (_NAMES, _MORE):
+        for name in (name for names in others.values() for name in names):
+            if name in acting or variable(name) is None:
+                continue
+            owners = [other for other in _TITLES if name in (*_NAMES[other], *_MORE[other])]
+            raise misuse(
+                name,
+                f"is for {' and '.join(_TITLES[owner] for owner in owners)}, and the store is not",
+                f"set {' or '.join(f'FF_BACKEND={owner}' for owner in owners)}, or unset {name}",
+            )
+
+
+def _completed(url: str, variable: Find) -> str:
+    """Return the URL with what is said apart from it."""
+    match kind_of(url):
+        case kind if kind == VALKEY:
+            return _with_credentials(url, variable)
+        case kind if kind == POSTGRES:
+            return _with_pool_size(_with_credentials(url, variable), variable)
+        case _:
+            return url
 
 
 def asking(url: str, required: Durability | None) -> str:
@@ -90,8 +124,6 @@ def _checked(where: str, text: str) -> str:
         raise misuse(where, f"is not a URL: {ids.clip(text)!r}", _FORMS)
     if scheme in ("redis", "rediss"):
         raise misuse(where, "names a Redis, and FlowFabric runs on Valkey", "write valkey://host:port/0")
-    if scheme in ("postgres", "postgresql"):
-        raise misuse(where, f"names a {scheme}:// store, planned for a later version", _FORMS)
     return text
 
 
@@ -100,10 +132,8 @@ def _kind(said: Said | None) -> str | None:
         return None
     where, text = said
     kind = text.lower()
-    if kind == "postgres":
-        raise misuse(where, "names postgres, planned for a later version", f"set {where} to sqlite or valkey")
-    if kind not in (SQLITE, VALKEY):
-        raise misuse(where, f"must be sqlite or valkey, not {ids.clip(text)!r}")
+    if kind not in _TITLES:
+        raise misuse(where, f"must be sqlite, valkey or postgres, not {ids.clip(text)!r}")
     return kind
 
 
@@ -148,15 +178,67 @@ def _from_parts(variable: Find) -> str:
     return with_option(url, "ca", quote(authority[1], safe="/"))
 
 
+# Postgres ---------------------------------------------------------------------------------------------------------
+
+
+def _postgres(said: Said | None) -> str:
+    if said is None:
+        raise misuse(
+            "FF_BACKEND",
+            "is postgres, and nothing says where it is",
+            "set FF_POSTGRES_URL, or FF_STORE instead",
+        )
+    where, url = said
+    if kind_of(url) != POSTGRES:
+        raise misuse(where, "is not a Postgres URL", "write postgresql://host:port/database")
+    return url
+
+
+def _with_pool_size(url: str, variable: Find) -> str:
+    said = variable(_POOL_SIZE)
+    if said is None:
+        return url
+    if any(part.partition("=")[0] == "pool_size" for part in url.partition("?")[2].split("&")):
+        raise misuse(
+            _POOL_SIZE, "and the store's URL (pool_size) both say how many connections", f"unset {_POOL_SIZE}"
+        )
+    return with_option(url, "pool_size", str(integer(1, POOL_SIZE_MAX)(*said)))
+
+
+# Who asks ---------------------------------------------------------------------------------------------------------
+
+
 def _with_credentials(url: str, variable: Find) -> str:
     user, password, file = (variable(name) for name in _WHO)
     given = user or password or file
     if given is None:
         return url
+    named = _named_user(url)
+    if named is not None and user is None:
+        # Who it is may be said openly.
+        scheme, _, rest = url.partition("://")
+        return with_credentials(
+            f"{scheme}://{rest.partition('@')[2]}", named, quote(_secret(variable), safe="")
+        )
     if has_credentials(url):
         raise misuse(
             given[0], f"and the store's URL ({public_url(url)}) both say who asks", f"unset {given[0]}"
         )
+    return with_credentials(
+        url, quote(user[1], safe="") if user is not None else "", quote(_secret(variable), safe="")
+    )
+
+
+def _named_user(url: str) -> str | None:
+    """Return the user that a URL of Postgres names without a password; None when it does not."""
+    netloc = url.partition("://")[2].partition("/")[0].partition("?")[0]
+    user, separator, _ = netloc.partition("@")
+    return user if kind_of(url) == POSTGRES and separator and user and ":" not in user else None
+
+
+def _secret(variable: Find) -> str:
+    """Return the password, given as it is or by its file."""
+    _, password, file = (variable(name) for name in _WHO)
     if password is not None and file is not None:
         raise misuse("FF_PASSWORD", "and FF_PASSWORD_FILE both give the password", "unset one of the two")
     if file is not None:
@@ -164,8 +246,7 @@ def _with_credentials(url: str, variable: Find) -> str:
         secret = read_secret_file(where, Path(path)).rstrip("\r\n")
         if not secret or "\n" in secret:
             raise misuse(where, f"must name a file with one line, the password: {path}")
-    elif password is not None:
-        secret = password[1]
-    else:
+        return secret
+    if password is None:
         raise misuse("FF_USER", "needs a password", "set FF_PASSWORD or FF_PASSWORD_FILE")
-    return with_credentials(url, quote(user[1], safe="") if user is not None else "", quote(secret, safe=""))
+    return password[1]

@@ -29,10 +29,11 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "store",
         "sqlite:///.flowfabric/flowfabric.db",
         "The store's URL: sqlite:///relative.db, sqlite:////absolute.db or sqlite:///:memory:; valkey://host:port/0, "
-        "valkey+cluster://host:port,host:port or valkey+unix:///path.sock, with TLS valkeys:// or valkeys+cluster://.",
+        "valkey+cluster://host:port,host:port or valkey+unix:///path.sock, with TLS valkeys:// or valkeys+cluster://; "
+        "postgresql://host:port/database.",
     ),
     "FF_BACKEND": Variable(
-        "store", "sqlite", "The kind of store, when FF_STORE does not name one: sqlite or valkey."
+        "store", "sqlite", "The kind of store, when FF_STORE does not name one: sqlite, valkey or postgres."
     ),
     "FF_SQLITE_PATH": Variable(
         "store",
@@ -53,8 +54,23 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "FF_DATABASE": Variable(
         "store", "0", "With FF_BACKEND=valkey: the number of the database; a cluster has only 0."
     ),
-    "FF_USER": Variable("store", "", "The user to be for Valkey, when the store's URL names none."),
-    "FF_PASSWORD": Variable("store", "", "The password for Valkey, when the store's URL holds none."),
+    "FF_POSTGRES_URL": Variable(
+        "store",
+        "",
+        "With FF_BACKEND=postgres: its URL, postgresql://host:port/database; it may be given as FF_STORE just as well.",
+    ),
+    "FF_POSTGRES_POOL_SIZE": Variable(
+        "store",
+        "10",
+        "The most connections to Postgres that one process opens, 1 to 1000, when the store's URL does not say "
+        "(?pool_size=); one more listens. Workers that open the store themselves read it, too.",
+    ),
+    "FF_USER": Variable(
+        "store", "", "The user to be for Valkey or Postgres, when the store's URL names none."
+    ),
+    "FF_PASSWORD": Variable(
+        "store", "", "The password for Valkey or Postgres, when the store's URL holds none."
+    ),
     "FF_PASSWORD_FILE": Variable(
         "store",
         "",
@@ -120,7 +136,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "require_durability",
         "",
         "The least that an acknowledgement must promise, or the server does not start: memory, fsync, replicated. "
-        "With replicated, Valkey is made to wait for a replica.",
+        "With replicated, Valkey is made to wait for a replica; Postgres is asked how it is set.",
     ),
     "FF_ENGINE": Variable(
         "engine", "on", "Whether this process runs the store's timers: on or off. Several may; one must."
@@ -159,20 +175,17 @@ RETIRED: Final[Mapping[str, str]] = {
     "FF_MAX_CONCURRENT_TAIL": "it is called FF_MAX_CONCURRENT_STREAM_OPS",
     "FF_FORCE_LUA_RELOAD": "functions are named by their content, so there is nothing to reload",
     "FF_SQLITE_POOL_SIZE": "SQLite has one writer, and readers as they are needed",
+    "FF_PG_TEST_URL": "the tests start servers of their own",
     "FF_DEV_MODE": "SQLite needs no permission; `flowfabric dev` is for development",
     "FF_ENV": "nothing depends on the name of an environment",
     "FF_BACKEND_ACCEPT_UNREADY": "every operation works on every store",
 }
 """Published variables that no longer act, and why."""
 
-_POSTGRES: Final = "the Postgres store"
 _SIGNALS: Final = "signals"
 _SENTRY: Final = "error reporting to Sentry"
 
 PLANNED: Final[Mapping[str, str]] = {
-    "FF_POSTGRES_URL": _POSTGRES,
-    "FF_POSTGRES_POOL_SIZE": _POSTGRES,
-    "FF_PG_TEST_URL": _POSTGRES,
     "FF_WAITPOINT_HMAC_SECRET": _SIGNALS,
     "FF_WAITPOINT_HMAC_GRACE_MS": _SIGNALS,
     "FF_SENTRY_DSN": _SENTRY,

@@ -228,7 +228,7 @@ async def test_a_large_input_comes_again(store: ValkeyBackend) -> None:
 async def in_flight(store: ValkeyBackend, worker: str, **fields: object) -> asyncio.Task[tuple[Lease, ...]]:
     """Start a claim and return when its looking is under way."""
     task = asyncio.create_task(claim(store, worker, **fields))
-    while not store.lease._looking:  # noqa: ASYNC110 (the moment itself is wanted)
+    while not store.lease._claiming._looking:  # noqa: ASYNC110 (the moment itself is wanted)
         await asyncio.sleep(0)
     return task
 
@@ -261,7 +261,7 @@ async def test_a_caller_that_comes_again_gets_its_leases(store: ValkeyBackend) -
         leases = found or await claim(store)
         assert [lease.execution_id for lease in leases] == [execution_id], (turns, first)
         await complete(store, leases[0])
-    assert store.lease._open == {}
+    assert store.lease._claiming._open == {}
 
 
 async def test_a_waiting_claim_asked_for_again(pair: list[ValkeyBackend]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from flowfabric.backends.valkey.keys import GLOBAL_SLOT, Partition
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import loading
-from tests.faults.valkey.scenes import blocking
+from tests.faults.judging import judge
+from tests.faults.load import loading
+from tests.faults.scenes import blocking
 from tests.valkey import servers
 from tests.valkey.servers import Cluster
 

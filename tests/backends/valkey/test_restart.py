@@ -14,8 +14,8 @@ from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, Ex
 from flowfabric.contract.ids import Kind, Lane, WorkerId, WorkerInstance
 from flowfabric.contract.lease import LeaseClaim
 from flowfabric.contract.payloads import Payload
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import FEW, PATIENCE_S, loading
+from tests.faults.judging import judge
+from tests.faults.load import FEW, PATIENCE_S, loading
 from tests.faults.valkey.scenes import kill_and_start
 from tests.valkey import servers
 from tests.valkey.servers import Node

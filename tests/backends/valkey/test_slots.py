@@ -19,9 +19,9 @@ from flowfabric.contract.ids import Kind, Lane, PartitionCounts, WorkerId, Worke
 from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.lease import LeaseClaim, LeaseRelease
 from flowfabric.contract.states import LaneState
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import PATIENCE_S, loading
-from tests.faults.valkey.scenes import blocking
+from tests.faults.judging import judge
+from tests.faults.load import PATIENCE_S, loading
+from tests.faults.scenes import blocking
 from tests.valkey import servers
 from tests.valkey.servers import Cluster, Node, server_version
 

@@ -14,11 +14,11 @@ from flowfabric.backends.valkey import keys, library
 from flowfabric.backends.valkey.keys import GLOBAL_SLOT, Partition
 from flowfabric.backends.valkey.library_loading import UNUSED_AFTER_MS
 from flowfabric.backends.valkey.store import Store, open_store
+from tests.faults.judging import judge
+from tests.faults.load import PATIENCE_S, loading
 from tests.faults.processes import Target
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import PATIENCE_S, loading
+from tests.faults.scenes import all_working, blocking, end_workers
 from tests.faults.valkey.other_version import copy_with_another_library
-from tests.faults.valkey.scenes import all_working, blocking, end_workers
 from tests.valkey import servers, session
 from tests.valkey.servers import CLUSTER_OPTIONS, HOST, Cluster, Node
 

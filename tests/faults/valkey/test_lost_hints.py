@@ -12,9 +12,10 @@ from flowfabric.contract.ids import Kind, Lane, WorkerId, WorkerInstance
 from flowfabric.contract.lease import LeaseClaim
 from flowfabric.contract.states import PublicState
 from flowfabric.engine.timers import run_due
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import FEW, PATIENCE_S, loading
-from tests.faults.valkey.scenes import blocking, sweep
+from tests.faults.judging import judge
+from tests.faults.load import FEW, PATIENCE_S, loading
+from tests.faults.scenes import blocking
+from tests.faults.valkey.scenes import sweep
 from tests.valkey.servers import Node
 
 GONE = (keys.HELD, keys.DUE_HINTS, keys.DUE_HELD)

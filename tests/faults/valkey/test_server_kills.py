@@ -13,19 +13,10 @@ from pathlib import Path
 import pytest
 
 from flowfabric.backends.valkey.keys import GLOBAL_SLOT
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import loading
-from tests.faults.valkey.scenes import (
-    FAILOVERS,
-    KILLS,
-    SEED,
-    all_working,
-    end_workers,
-    hang_primary,
-    kill_and_start,
-    kill_primary,
-    worker_processes,
-)
+from tests.faults.judging import judge
+from tests.faults.load import loading
+from tests.faults.scenes import FAILOVERS, KILLS, SEED, all_working, end_workers, worker_processes
+from tests.faults.valkey.scenes import hang_primary, kill_and_start, kill_primary
 from tests.valkey.servers import SLOTS, Cluster, Node
 
 Strike = Callable[[Cluster, int], Awaitable[None]]

@@ -10,9 +10,9 @@ from flowfabric.contract.errors import OutcomeUnknown, Unavailable
 from flowfabric.contract.execution import ExecutionCreate, ExecutionCreateMany
 from flowfabric.contract.ids import Kind, Lane
 from flowfabric.contract.payloads import Payload
-from tests.faults.valkey.judging import judge
-from tests.faults.valkey.load import PATIENCE_S, loading
-from tests.faults.valkey.scenes import KILLS, blocking
+from tests.faults.judging import judge
+from tests.faults.load import PATIENCE_S, loading
+from tests.faults.scenes import KILLS, blocking
 from tests.valkey.servers import Node
 
 SOON_S = 15.0

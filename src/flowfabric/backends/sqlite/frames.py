@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from flowfabric.backends import assets
-from flowfabric.backends.frame_pages import Pages, Range
+from flowfabric.backends.frame_pages import Pages, Range, ended_at_ms, latest_reason
 from flowfabric.backends.sqlite import rows
 from flowfabric.backends.sqlite.rows import Row, Snapshot
 from flowfabric.contract.attempt import AttemptRecord
@@ -20,7 +20,7 @@ def read_attempt(snapshot: Snapshot, row: Row, attempt_index: int, span: Range) 
     """Read one page of an attempt's stream."""
     pages = Pages(span)
     _read(snapshot, row, attempt_index, pages)
-    return pages.of_attempt(row.loaded.record, rows.load_attempt(snapshot, row, attempt_index))
+    return pages.of_attempt(ended_at_ms(row.loaded.record), rows.load_attempt(snapshot, row, attempt_index))
 
 
 def read_run(snapshot: Snapshot, row: Row, span: Range) -> FramePage:
@@ -32,7 +32,7 @@ def read_run(snapshot: Snapshot, row: Row, span: Range) -> FramePage:
         pages.mark(attempt)
         if not pages.is_full:
             _read(snapshot, row, attempt.attempt_index, pages)
-    return pages.of_run(row.loaded.record)
+    return pages.of_run(ended_at_ms(row.loaded.record), latest_reason(row.loaded.record))
 
 
 def _read(snapshot: Snapshot, row: Row, attempt_index: int, pages: Pages) -> None:

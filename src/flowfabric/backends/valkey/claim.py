@@ -16,12 +16,13 @@ from typing import Any, Final
 import msgspec
 
 from flowfabric.backends.bells import Topic
+from flowfabric.backends.definitions import decode_definition
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.calling import Calls
 from flowfabric.backends.valkey.catalog import Route
 from flowfabric.backends.valkey.hints import Hint, Hints, Taken
 from flowfabric.backends.valkey.keys import Partition
-from flowfabric.backends.valkey.record import Packed, decode_definition, decode_tags, unpack
+from flowfabric.backends.valkey.record import Packed, decode_tags, unpack
 from flowfabric.backends.valkey.routing import Routes
 from flowfabric.backends.valkey.store import Store
 from flowfabric.contract import ids, limits
@@ -90,13 +91,14 @@ class Claims:
         self._per_hint = 1
         """How many leases an index gave of late: work of one priority and age comes several at a time."""
 
-    async def claim(self, command: LeaseClaim, *, is_again: bool, woken: Topic | None) -> tuple[Lease, ...]:
-        """Lease up to `max_tasks` executions, best first.
-
-        `is_again`: an earlier look of this call found nothing; `woken`: the work whose bell made it look.
+    async def claim(
+        self, command: LeaseClaim, *, is_again: bool, woken: Topic | None, until: float | None
+    ) -> tuple[Lease, ...]:
+        """Lease up to `max_tasks` executions, best first, as `backends.claiming.Look` says.
 
         Raises: Unavailable or OutcomeUnknown, when nothing is known to be leased.
         """
+        del until
         work = _Work(command, is_again, self._hints.rid(woken) if woken is not None else None)
         closed: set[str] = set()
         for _ in range(LOOKS_MAX):

@@ -16,11 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from flowfabric.backends import reply
+from flowfabric.backends.definitions import encode_definition
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.calling import AGAIN, MOVING, UNCONFIRMED, Again, Calls
 from flowfabric.backends.valkey.catalog import Catalog
 from flowfabric.backends.valkey.keys import Partition, Partitions
-from flowfabric.backends.valkey.record import INLINE_BYTES_MAX, encode_definition, pack, static_of
+from flowfabric.backends.valkey.record import INLINE_BYTES_MAX, pack, static_of
 from flowfabric.backends.valkey.wire import Answer, Command
 from flowfabric.contract import ids, limits
 from flowfabric.contract.creating import define, place, priority_of

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flowfabric.backends.frame_pages import Pages, Place, Range, Slice
+from flowfabric.backends.frame_pages import Pages, Place, Range, Slice, ended_at_ms, latest_reason
 from flowfabric.backends.valkey.calling import Calls
 from flowfabric.backends.valkey.keys import Partition
 from flowfabric.backends.valkey.record import (
@@ -84,7 +84,7 @@ async def read_attempt(
     head = await look.begin(attempt_index, merged)
     if head.stream is not None:
         pages.take(attempt_index, *await look.finish(merged, head.stream))
-    return pages.of_attempt(head.record, head.attempt)
+    return pages.of_attempt(ended_at_ms(head.record), head.attempt)
 
 
 async def read_run(calls: Calls, partition: Partition, execution_id: ExecutionId, span: Range) -> FramePage:
@@ -111,7 +111,7 @@ async def read_run(calls: Calls, partition: Partition, execution_id: ExecutionId
             if stream is not None and not pages.is_full:
                 merged = look.frames_of(index, pages.wanted(index), pages.room)
                 pages.take(index, *await look.finish(merged, stream))
-    return pages.of_run(head.record)
+    return pages.of_run(ended_at_ms(head.record), latest_reason(head.record))
 
 
 class _Head(msgspec.Struct, frozen=True):

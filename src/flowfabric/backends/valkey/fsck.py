@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from flowfabric.backends.findings import REPAIRABLE, Findings
 from flowfabric.backends.valkey.calling import Calls
 from flowfabric.backends.valkey.fsck_execution import Checked, ExecutionChecks
-from flowfabric.backends.valkey.fsck_findings import REPAIRABLE, Findings, marker_of
 from flowfabric.backends.valkey.fsck_keys import KeyChecks
+from flowfabric.backends.valkey.fsck_markers import marker_of
 from flowfabric.backends.valkey.keys import Partition
 from flowfabric.backends.valkey.routing import UNKNOWN
 from flowfabric.backends.valkey.scatter import scatter

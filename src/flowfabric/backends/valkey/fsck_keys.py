@@ -16,13 +16,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from flowfabric.backends.definitions import decode_definition
+from flowfabric.backends.findings import REPAIRABLE, Findings
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.calling import Calls, failed
 from flowfabric.backends.valkey.catalog import StoredLane
 from flowfabric.backends.valkey.fsck_execution import Checked, ExecutionChecks
-from flowfabric.backends.valkey.fsck_findings import REPAIRABLE, Findings, marker_of
+from flowfabric.backends.valkey.fsck_markers import marker_of
 from flowfabric.backends.valkey.keys import Partition
-from flowfabric.backends.valkey.record import Packed, Static, decode_definition, unpack
+from flowfabric.backends.valkey.record import Packed, Static, unpack
 from flowfabric.backends.valkey.scatter import scatter
 from flowfabric.backends.valkey.store import Store
 from flowfabric.backends.valkey.wire import ServerError

@@ -1,18 +1,15 @@
 """Leases in Valkey: claims that wait for work, grants, renewals and how a lease ends.
 
-What an operation means is in `lua/lease`; how claims find work is in `claim`. Here is what surrounds them: repeated
-claims, callers that go away, and choosing work to grant. What must stay true: a lease whose caller is gone is handed
-back, unless the caller comes again with the same claim id; and claims of one id in one process go one after another.
+What an operation means is in `lua/lease`; how claims find work is in `claim`, how they wait in `backends.claiming`.
+Here are the commands around them: choosing work to grant, and reading what is lost or happened.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Any, Final
 
 from flowfabric.backends import reply
-from flowfabric.backends.bells import Topic
+from flowfabric.backends.claiming import Claiming
 from flowfabric.backends.valkey.claim import Claims
 from flowfabric.backends.valkey.hints import Hints
 from flowfabric.backends.valkey.lost import list_expired
@@ -22,11 +19,10 @@ from flowfabric.backends.valkey.store import CLOSED, Store
 from flowfabric.backends.valkey.wakes import Wakes
 from flowfabric.backends.valkey.worker import ValkeyWorkers
 from flowfabric.contract import ids, limits
-from flowfabric.contract.errors import ExecutionNotFound, Refused, Unavailable
-from flowfabric.contract.ids import ClaimId, ExecutionId, Lane, LeaseId, execution_uuid
+from flowfabric.contract.errors import ExecutionNotFound, Refused
+from flowfabric.contract.ids import ExecutionId, Lane, LeaseId, execution_uuid
 from flowfabric.contract.lease import (
     ExpiredLeasePage,
-    Lease,
     LeaseAlreadyGone,
     LeaseClaim,
     LeaseClaimGranted,
@@ -54,20 +50,6 @@ from flowfabric.contract.states import GrantPurpose, PublicState
 GRANT_LOOKED_AT_MAX: Final = 256
 GRANT_AT_ONCE: Final = 16
 """Entries of one index that are looked at for a grant."""
-HAND_BACK_WITHIN_S: Final = 1.0
-
-_Key = tuple[str, str, ClaimId]
-
-
-class _Open:
-    """A claim id that is in use: how many callers use it now, and how many ever did while it was."""
-
-    __slots__ = ("calls", "lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
-        self.calls = 0
 
 
 class ValkeyLeases:
@@ -81,105 +63,21 @@ class ValkeyLeases:
         self._catalog = store.catalog
         self._partitions = store.partitions
         self._hints = hints
-        self._wakes = wakes
         self._routes = routes
         self._workers = workers
         self._claims = Claims(store, hints, routes)
-        self._open: Final[dict[_Key, _Open]] = {}
-        self._looking: Final[set[asyncio.Task[Any]]] = set()
-        self._handing_back: Final[set[asyncio.Task[Any]]] = set()
-
-    # Claiming -----------------------------------------------------------------------------------------------------
+        self._claiming = Claiming(
+            bells=store.bells, wakes=wakes, look=self._claims.claim, release=self.release, closed=CLOSED
+        )
 
     async def claim(self, command: LeaseClaim) -> LeasesClaimed:
         """Lease eligible executions, waiting for work."""
         command.check()
-        if command.claim_id is None:
-            return await self._claim(command, None)
-        key = (command.namespace, command.worker_instance, command.claim_id)
-        used = self._open.setdefault(key, _Open())
-        used.users += 1
-        used.calls += 1
-        try:
-            return await self._claim(command, used)
-        finally:
-            used.users -= 1
-            self._forget(key, used)
-
-    async def _claim(self, command: LeaseClaim, used: _Open | None) -> LeasesClaimed:
-        if command.wait_ms == 0:
-            return LeasesClaimed(leases=await self._look(command, used, is_again=False, woken=None))
-        deadline = time.monotonic() + command.wait_ms / 1_000
-        waiter = self._wakes.enter(command)
-        served, is_again = False, False
-        try:
-            while True:
-                served = False
-                self._store.bells.look(waiter)
-                leases = await self._look(command, used, is_again=is_again, woken=waiter.looking)
-                served, is_again = True, True
-                left_s = deadline - time.monotonic()
-                if leases or left_s <= 0:
-                    return LeasesClaimed(leases=leases)
-                await self._wakes.sleep(waiter, left_s)
-        finally:
-            self._wakes.leave(waiter, served=served)
-
-    async def _look(
-        self, command: LeaseClaim, used: _Open | None, *, is_again: bool, woken: Topic | None
-    ) -> tuple[Lease, ...]:
-        """Claim once. What is leased to a caller that goes away meanwhile is handed back."""
-        if used is not None:
-            await used.lock.acquire()
-            # Another call with this id may have been granted what this one would have to answer with.
-            is_again = is_again and used.calls == 1
-        task = asyncio.create_task(self._claims.claim(command, is_again=is_again, woken=woken))
-        self._looking.add(task)
-        task.add_done_callback(self._looking.discard)
-        try:
-            leases = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise Unavailable(CLOSED) from None
-            handing_back = self._store.spawn(self._abandoned(command, task, used))
-            self._handing_back.add(handing_back)
-            handing_back.add_done_callback(self._handing_back.discard)
-            used = None
-            raise
-        finally:
-            if used is not None:
-                used.lock.release()
-        return leases
-
-    async def _abandoned(
-        self, command: LeaseClaim, task: asyncio.Task[tuple[Lease, ...]], used: _Open | None
-    ) -> None:
-        """Hand back what was leased to a caller that has gone, unless somebody asks with its claim id."""
-        try:
-            (leases,) = await asyncio.gather(task, return_exceptions=True)
-            if not isinstance(leases, BaseException) and (used is None or used.users == 0):
-                await asyncio.gather(*(self._hand_back(lease) for lease in leases), return_exceptions=True)
-        finally:
-            if used is not None and command.claim_id is not None:
-                used.lock.release()
-                self._forget((command.namespace, command.worker_instance, command.claim_id), used)
-
-    async def _hand_back(self, lease: Lease) -> None:
-        await self.release(
-            LeaseRelease(execution_id=lease.execution_id, fence=lease.fence, reason="caller_gone")
-        )
-
-    def _forget(self, key: _Key, used: _Open) -> None:
-        if used.users == 0 and not used.lock.locked() and self._open.get(key) is used:
-            del self._open[key]
+        return await self._claiming.claim(command)
 
     async def close(self) -> None:
-        """Hand back what is leased to callers that are gone, as far as the store answers soon; end the other claims."""
-        if self._handing_back:
-            await asyncio.wait(set(self._handing_back), timeout=HAND_BACK_WITHIN_S)
-        for task in self._looking:
-            task.cancel()
-        await asyncio.gather(*self._looking, return_exceptions=True)
+        """Hand back what is leased to callers that are gone; end the other claims."""
+        await self._claiming.close()
 
     # Grants -------------------------------------------------------------------------------------------------------
 

@@ -345,16 +345,16 @@ def _accessors() -> str:
     )
 
 
-_STATICS: Final = "local STATICS, statics_known = {}, 0\n"
+_STATICS: Final = "local DEFINITIONS, definitions_known = {}, 0\n"
 _KNOWN_STATICS: Final = """end
 local function load_static(s)
-  local known = STATICS[s]
+  local known = DEFINITIONS[s]
   if not known then
-    if statics_known >= 1024 then
-      STATICS, statics_known = {}, 0
+    if definitions_known >= 1024 then
+      DEFINITIONS, definitions_known = {}, 0
     end
     known = read_definition(s)
-    STATICS[s], statics_known = known, statics_known + 1
+    DEFINITIONS[s], definitions_known = known, definitions_known + 1
   end
   return known
 end

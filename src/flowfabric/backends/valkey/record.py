@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from flowfabric.backends.definitions import decode_definition
 from flowfabric.backends.vectors import VECTORS
 from flowfabric.contract.attempt import AttemptRecord, Failure
 from flowfabric.contract.errors import Corrupt
@@ -251,7 +252,6 @@ FIELDS: Final = ("v", "d", "j", "t", "f", "z", "c", "p", "l", "g", "b")
 
 _NOT_RARE: Final = b"\xc2"
 _CORE_HEADER: Final = _header(RARE_FROM)
-_DEFINITION: Final = msgspec.msgpack.Decoder(ExecutionDefinition)
 _TAGS: Final = msgspec.json.Decoder(dict[str, str])
 _REPLAYS: Final = msgspec.msgpack.Decoder(tuple[PackedReplay, ...])
 _DECODERS: Final[dict[type[Any], msgspec.msgpack.Decoder[Any]]] = {}
@@ -318,19 +318,6 @@ def static_of(definition: ExecutionDefinition, rid: str, nonce: str | None, medi
         frames_ttl_ms=stream.retention_ttl_ms if stream is not None else None,
         frames_maxlen=stream.retention_maxlen if stream is not None else None,
     )
-
-
-def encode_definition(definition: ExecutionDefinition) -> bytes:
-    """Encode a definition (`j`); its creation is in `v`, because only the store knows the instant."""
-    return msgspec.msgpack.encode(definition)
-
-
-def decode_definition(data: bytes, created_at_ms: int) -> ExecutionDefinition:
-    """Decode a definition."""
-    try:
-        return msgspec.structs.replace(_DEFINITION.decode(data), created_at_ms=created_at_ms)
-    except msgspec.MsgspecError as error:
-        raise Corrupt(f"a stored definition cannot be read: {error}") from error
 
 
 def decode_tags(data: bytes | None) -> dict[str, str]:

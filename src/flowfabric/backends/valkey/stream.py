@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Final, Protocol
 
 from flowfabric.backends.bells import Bells
 from flowfabric.backends.frame_pages import Range, is_enough, range_of_read, range_of_tail
+from flowfabric.backends.summaries import MERGES_MAX, Merge, has_summary, merge_frames, summary_versions
 from flowfabric.backends.valkey.calling import Again, Calls
 from flowfabric.backends.valkey.frames import header_of, keys_of, read_attempt, read_run
 from flowfabric.backends.valkey.keys import Partition, Partitions
@@ -35,10 +34,6 @@ from flowfabric.contract.stream import (
     StreamTail,
     Summary,
 )
-from flowfabric.contract.summary import PatchError, decode_patch, merge_patch
-
-MERGES_MAX: Final = 8
-"""How often a summary is merged again when the stream moved on meanwhile."""
 
 _MODES: Final = {FrameMode.DURABLE: "d", FrameMode.SUMMARY: "s"}
 
@@ -49,18 +44,6 @@ class Watching(Protocol):
     def watching(self, partition: Partition, uuid: str) -> AbstractAsyncContextManager[None]:
         """Have this process's watchers of an execution woken whenever it changes, as long as the context lasts."""
         ...
-
-
-class Merge(msgspec.Struct, frozen=True, kw_only=True):
-    """What summary frames add up to, upon the stream as it was at `seen`."""
-
-    seen: int
-    version: int
-    document: bytes | None = None
-    """None: none of the frames that are new changes it, or there is a fault."""
-    fault: str | None = None
-    """Code of the refusal, unless another one comes first."""
-    message: str = ""
 
 
 class ValkeyStreams:
@@ -77,7 +60,7 @@ class ValkeyStreams:
         """Append frames to the live attempt's stream."""
         command.check()
         partition = self._partitions.of(command.execution_id)
-        if all(frame.mode is not FrameMode.SUMMARY for frame in command.frames):
+        if not has_summary(command.frames):
             return await self._append(partition, command, None)
         for _ in range(MERGES_MAX):
             merge = await self._merge(partition, command)
@@ -163,9 +146,7 @@ class ValkeyStreams:
 
     async def _merge(self, partition: Partition, command: StreamAppend) -> Merge:
         stream = await self._stream(command.execution_id, command.attempt_index) or StreamRecord()
-        # A gap is for the function to refuse: there is nothing to merge then.
-        fresh = command.frames[max(stream.last_sequence + 1 - command.frames[0].sequence, 0) :]
-        return merge_frames(stream, fresh)
+        return merge_frames(stream, command.frames)
 
     async def _append(
         self, partition: Partition, command: StreamAppend, merge: Merge | None
@@ -206,37 +187,10 @@ class ValkeyStreams:
         )
 
 
-def merge_frames(stream: StreamRecord, fresh: Sequence[FrameInput]) -> Merge:
-    """Apply the patches among new frames to a stream's document."""
-    base = Merge(seen=stream.last_sequence, version=stream.version)
-    document: Any = None
-    try:
-        for frame in fresh:
-            if frame.mode is not FrameMode.SUMMARY:
-                continue
-            patch = decode_patch(frame.payload.data)
-            if document is None:
-                document = msgspec.json.decode(stream.document)
-            document = merge_patch(document, patch)
-    except PatchError as error:
-        return msgspec.structs.replace(base, fault="invalid_input", message=f"summary patch: {error}")
-    if document is None:
-        return base
-    encoded = msgspec.json.encode(document)
-    if len(encoded) > limits.SUMMARY_BYTES_MAX:
-        return msgspec.structs.replace(base, fault="summary_too_large")
-    return msgspec.structs.replace(base, document=encoded)
-
-
 def _written(frames: Sequence[FrameInput], merge: Merge | None) -> list[bytes | str]:
     """Return mode, header and payload of each frame in turn. Versions count on from the stream that was merged upon."""
-    version = merge.version if merge is not None else 0
     written: list[bytes | str] = []
-    for frame in frames:
-        summary_version: int | None = None
-        if frame.mode is FrameMode.SUMMARY and merge is not None and frame.sequence > merge.seen:
-            version += 1
-            summary_version = version
+    for frame, summary_version in zip(frames, summary_versions(merge, frames), strict=True):
         mode = _MODES.get(frame.mode) or f"b{frame.ttl_ms}"
         written += (mode, header_of(frame, summary_version), frame.payload.data)
     return written

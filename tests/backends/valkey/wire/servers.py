@@ -14,7 +14,7 @@ from typing import Final
 
 import hiredis
 
-from flowfabric.provision.valkey import Option, free_port
+from flowfabric.provision.loopback import Option, free_port
 from tests.valkey import servers
 from tests.valkey.servers import Line, Node, eventually
 

@@ -226,7 +226,7 @@ class Load:
         if sdk:
             data = b'{"number":%d}' % number
         else:
-            # Every third input is too large for the record and is staged beside it.
+            # Every third input is larger than what stores keep inside the record.
             data = b"%d%s" % (number, b" " * 3_000 if number % 3 == 0 else b"")
         by_key = number % 4 != 1
         return ExecutionCreate(

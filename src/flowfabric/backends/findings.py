@@ -1,15 +1,14 @@
-"""What fsck found, as far as it is listed, and marks that stand for payloads."""
+"""What a check of a whole store found, as far as it is listed."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
-from flowfabric.backends.valkey.keys import Partition
 from flowfabric.contract.backend import Finding
 
 FINDINGS_MAX: Final = 1_000
 REPAIRABLE: Final = "S10 index and record agree"
+"""What `repair` puts right: index entries follow from the records."""
 
 
 class Findings:
@@ -28,8 +27,3 @@ class Findings:
     def listed(self) -> tuple[Finding, ...]:
         """Return what is listed."""
         return tuple(self._found)
-
-
-def marker_of(partition: Partition, nonce: str) -> int:
-    """Return 64 bits that stand for a payload. Two payloads with the same bits hide a stray one, no more."""
-    return int.from_bytes(hashlib.blake2b(partition.payload(nonce).encode(), digest_size=8).digest(), "big")

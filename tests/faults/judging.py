@@ -24,8 +24,8 @@ from flowfabric.contract.execution import (
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.lease import LeaseHistory
 from flowfabric.contract.states import LeaseEventName
+from tests.faults.load import Held, Seen
 from tests.faults.test_kills import judge_history, read_frames
-from tests.faults.valkey.load import Held, Seen
 from tests.faults.witness import Fact
 
 _TAKEN: Final = (LeaseEventName.ACQUIRED, LeaseEventName.RECLAIMED)

@@ -1,0 +1,1 @@
+"""The Postgres backend: one function call per operation, in one round trip."""

@@ -1,0 +1,104 @@
+-- End active executions with success: one command per position, each on another execution. Answers the instant.
+-- Refuses: execution_not_found execution_not_active lease_revoked lease_expired stale_lease
+-- Also touches: ff.result. What everybody does - the holder of a live lease completes - is one statement for all; the rest
+-- goes step by step. Both lock in the order of ids, the second after the first.
+CREATE FUNCTION ff.execution_complete(
+    p_partitions integer[], p_ids uuid[], p_lease_ids uuid[], p_epochs bigint[], p_attempt_ids uuid[], p_lanes text[],
+    p_routes text[], p_digests text[], p_actors text[], p_types text[], p_results bytea[]
+)
+RETURNS TABLE (at integer, code text, message text, details jsonb, completed_at_ms bigint)
+LANGUAGE plpgsql
+SET plan_cache_mode TO force_generic_plan
+SET enable_hashjoin TO off
+SET enable_mergejoin TO off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now bigint := ff.now_ms();
+    v_done integer[] := '{}';
+    v_overlong bigint[];
+    v_seq bigint;
+    v_id uuid;
+    v_count integer;
+    v_due_at bigint;
+    v_next_due bigint;
+    i integer;
+BEGIN
+    FOR at, completed_at_ms, v_id, v_seq, v_count, v_due_at IN
+    WITH ended AS (
+        UPDATE ff.execution e SET
+            vector = ff.ended_vector('success', 'attempt_terminal'),
+            last_mutation_at_ms = greatest(v_now, e.last_mutation_at_ms),
+            completed_at_ms = greatest(v_now, e.last_mutation_at_ms),
+            retention_due_at_ms = greatest(v_now, e.last_mutation_at_ms)
+                + coalesce(e.retention_ms, @RETENTION_DEFAULT_MS@),
+            frames_trim_at_ms = CASE WHEN e.frames_ttl_ms < coalesce(e.retention_ms, @RETENTION_DEFAULT_MS@)
+                THEN greatest(v_now, e.last_mutation_at_ms) + e.frames_ttl_ms END,
+            history_count = e.history_count + 1,
+            attempt_state = 'ended_success',
+            attempt_ended_at_ms = greatest(v_now, e.last_mutation_at_ms),
+            timeout_at_ms = NULL,
+            stream_closed_at_ms = coalesce(e.stream_closed_at_ms, greatest(v_now, e.last_mutation_at_ms)),
+            stream_closed_reason = coalesce(e.stream_closed_reason, 'attempt_success'),
+            has_result = g.type IS NOT NULL,
+            failure = NULL, blocking_detail = NULL, not_before_ms = NULL,
+            lease_id = NULL, claim_id = NULL, acquired_at_ms = NULL, renewed_at_ms = NULL, ttl_ms = NULL,
+            expires_at_ms = NULL,
+            answers = e.answers[greatest(1, cardinality(e.answers) - 34):] || ARRAY[
+                'execution.complete', g.lease_id::text, g.epoch::text, g.digest,
+                '[' || greatest(v_now, e.last_mutation_at_ms) || ']']
+        FROM (
+            SELECT * FROM unnest(p_partitions, p_ids, p_lease_ids, p_epochs, p_attempt_ids, p_lanes, p_routes,
+                    p_digests, p_actors, p_types) WITH ORDINALITY
+                AS c (partition, id, lease_id, epoch, attempt_id, lane, route, digest, actor, type, at)
+                ORDER BY c.id
+        ) g
+        WHERE e.id = g.id AND e.partition = g.partition AND e.vector = @LEASED@ AND e.lease_id = g.lease_id
+            AND e.lease_epoch = g.epoch AND e.attempt_id = g.attempt_id
+            AND e.lane = coalesce(g.lane, e.lane) AND e.route = coalesce(g.route, e.route)
+            AND e.expires_at_ms > greatest(v_now, e.last_mutation_at_ms)
+        RETURNING g.at, g.lease_id, g.actor, e.seq, e.id, e.history_count, e.lease_epoch, e.attempt_id,
+            e.attempt_index, e.worker_instance, e.completed_at_ms,
+            least(e.frames_trim_at_ms, e.retention_due_at_ms, e.stream_due_at_ms) AS due_at_ms
+    ), told AS (
+        INSERT INTO ff.event (seq, n, at_ms, name, reason, lease_id, lease_epoch, attempt_id, attempt_index,
+                worker_instance, outcome, actor)
+            SELECT t.seq, t.history_count, t.completed_at_ms, 'released', 'completed', t.lease_id, t.lease_epoch,
+                t.attempt_id, t.attempt_index, t.worker_instance, 'success', nullif(t.actor, '')
+                FROM ended t
+    ), kept AS (
+        INSERT INTO ff.result (seq, content_type, data)
+            SELECT t.seq, p_types[t.at], p_results[t.at] FROM ended t WHERE p_types[t.at] IS NOT NULL
+    ), due AS (
+        INSERT INTO ff.agenda (seq, due_at_ms, due_kind, id)
+            SELECT t.seq, t.due_at_ms, 'retention', t.id FROM ended t
+            ON CONFLICT (seq) DO UPDATE SET due_at_ms = excluded.due_at_ms, due_kind = excluded.due_kind,
+                holder = NULL, claim_id = NULL, lost_at_ms = NULL
+    )
+    SELECT t.at::integer, t.completed_at_ms, t.id, t.seq, t.history_count, t.due_at_ms FROM ended t
+    LOOP
+        v_done := v_done || at;
+        v_next_due := least(v_next_due, v_due_at);
+        IF v_count > @HISTORY_KEPT@ THEN
+            v_overlong := v_overlong || v_seq;
+        END IF;
+        PERFORM ff._announce_change(v_id);
+        RETURN NEXT;
+    END LOOP;
+    IF v_overlong IS NOT NULL THEN
+        DELETE FROM ff.event v USING unnest(v_overlong) AS u (seq), ff.execution e
+            WHERE e.seq = u.seq AND v.seq = u.seq AND v.n = e.history_count - @HISTORY_KEPT@;
+    END IF;
+    PERFORM ff._announce_due(v_next_due);
+    IF cardinality(v_done) = cardinality(p_ids) THEN
+        RETURN;
+    END IF;
+    FOR i IN SELECT c.at FROM unnest(p_ids) WITH ORDINALITY AS c (id, at) WHERE c.at <> ALL (v_done) ORDER BY c.id LOOP
+        at := i;
+        SELECT o.code, o.message, o.details, o.completed_at_ms INTO code, message, details, completed_at_ms
+            FROM ff._complete_one(p_partitions[i], p_ids[i], p_lease_ids[i], p_epochs[i], p_attempt_ids[i], p_lanes[i],
+                p_routes[i], p_digests[i], p_actors[i], p_types[i], p_results[i]) o;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;

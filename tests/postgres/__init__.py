@@ -1,0 +1,1 @@
+"""Real Postgres servers for the tests of everything that runs on them: see `servers`."""
