@@ -39,7 +39,9 @@ Given are a folder of its own, and the partitions it will be opened with. What c
 OTHER_STORES: Final = tuple(name for name in STORES if not name.startswith("sqlite"))
 """The stores that do not run the rules themselves."""
 
-SLOW_STORES: Final = tuple(name for name in OTHER_STORES if name.endswith("cluster"))
+SLOW_STORES: Final = tuple(
+    name for name in OTHER_STORES if name.endswith("cluster") or name.startswith("postgres")
+)
 """Stores of many processes: long scripts are run on them less often."""
 QUICK_STORES: Final = tuple(name for name in STORES if name not in SLOW_STORES)
 
