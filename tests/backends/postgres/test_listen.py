@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
@@ -32,7 +33,7 @@ from tests.backends.postgres.work import (
     until,
     waiting,
 )
-from tests.postgres.servers import Node
+from tests.postgres.servers import Node, single_node
 from tests.proxy import Proxy
 
 CANCEL: Final = (
@@ -388,3 +389,19 @@ async def test_a_silent_connection_is_noticed(
             await until(lambda: listener_of(other).is_listening)
     finally:
         await proxy.close()
+
+
+async def test_a_server_that_comes_back_is_listened_to_again(tmp_path: Path) -> None:
+    """After a crash of the server whoever waits is told again."""
+    tmp_path.chmod(0o711)
+    with single_node(tmp_path / "postgres") as node:
+        async with opened(node.url, 2) as (one, other):
+            assert await other._wakes.is_push()
+            node.kill()
+            await until(lambda: not listener_of(other).is_listening)
+            await asyncio.to_thread(node.start)
+            await until(lambda: listener_of(other).is_listening)
+            task = waiting(other)
+            await asleep(other, count=1)
+            execution_id = await create(one)
+            assert [lease.execution_id for lease in await served(task)] == [execution_id]

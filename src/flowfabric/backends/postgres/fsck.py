@@ -85,6 +85,13 @@ class Fsck:
 
     # Executions and what shares their numbers ---------------------------------------------------------------------
 
+    async def _check_rows(self, after: int, upto: int) -> None:
+        """Check a page, and repair what is to be repaired."""
+        async with self._snapshot() as connection:
+            wrong, strays = await self._check_page(connection, after, upto)
+        if self._repair and (wrong or strays):
+            await self._rebuild([*wrong, *strays])
+
     async def _check_page(self, connection: Connection, after: int, upto: int) -> tuple[list[int], list[int]]:
         """Check a page; return the rows whose index entries are wrong, and those of entries without an execution."""
         doubtful: list[int] = []
