@@ -22,6 +22,7 @@ from flowfabric.contract.errors import OutcomeUnknown, Unavailable
 from tests.backends.valkey.wire.between import Proxy, proxied, until
 from tests.backends.valkey.wire.conftest import Connects
 from tests.backends.valkey.wire.servers import Line, Server
+from tests.valkey.servers import eventually
 
 DONE, UNKNOWN, NOT_DONE = "done", "unknown", "not done"
 INCR = [("INCR", "count")]
@@ -349,9 +350,11 @@ async def test_a_loading_server_is_waited_out(connects: Connects) -> None:
 async def test_a_replica_is_not_written_to(server: Server, connects: Connects) -> None:
     """READONLY answers do not reach callers: the call waits for a primary, and says so when none comes."""
     with Server("--replicaof", f"127.0.0.1 {server.port}") as replica:
+        linked = b"master_link_status:up"
+        await asyncio.to_thread(eventually, lambda: linked in replica.call("INFO", "replication"), "it follows")
         client = await connects(replica.url)
         with pytest.raises(Unavailable, match="READONLY"):
-            await client.execute(0, INCR, timeout_s=0.5)
+            await client.execute(0, INCR, timeout_s=1.5)
         call = asyncio.create_task(client.execute(0, INCR))
         await asyncio.sleep(0.05)
         replica.call("REPLICAOF", "NO", "ONE")
