@@ -10,18 +10,17 @@ import psycopg
 import pytest
 
 from flowfabric import backends
+from flowfabric.backends.postgres import batching
 from flowfabric.contract.errors import ExecutionNotFound, OutcomeUnknown, ResourceExhausted, Unavailable
 from flowfabric.contract.execution import (
     ExecutionComplete,
     ExecutionCreate,
-    ExecutionCreateMany,
     ExecutionReadState,
 )
 from flowfabric.contract.ids import Kind, Lane, WorkerId, WorkerInstance, mint_execution_id
-from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.lease import LeaseClaim
 from flowfabric.contract.payloads import Payload
-from flowfabric.contract.states import LaneState, PublicState
+from flowfabric.contract.states import PublicState
 from tests.faults.judging import judge
 from tests.faults.load import FEW, PATIENCE_S, loading
 from tests.faults.postgres.scenes import LISTENERS, OURS, drop_connections
@@ -30,6 +29,12 @@ from tests.postgres.servers import Node
 from tests.proxy import Proxy, proxied
 
 CREATE = ExecutionCreate(kind=Kind("k"), lane=Lane("l"), input=Payload(b"1"))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that share statements are given up sooner than usual."""
+    monkeypatch.setattr(batching, "DEADLINE_S", 2.0)
 
 
 def through(proxy: Proxy, node: Node, options: str = "") -> str:
@@ -102,19 +107,17 @@ async def test_a_lost_answer_is_an_unknown_outcome(server: Node) -> None:
             await backend.close()
 
 
-async def test_nothing_sent_is_nothing_done(server: Node) -> None:
+async def test_nothing_sent_is_nothing_done(server: Node, impatient: None) -> None:
     """While no connection can be made calls say that nothing was executed; when one can be, they go on."""
     async with proxied(server.port) as proxy:
         backend = await backends.connect(through(proxy, server), partitions=FEW)
         try:
+            await backend.execution.create(CREATE)
             await proxy.shut()
-            results = await asyncio.gather(
-                backend.execution.create(CREATE),
-                backend.execution.create_many(ExecutionCreateMany(executions=(CREATE, CREATE))),
-                backend.lane.set_state(LaneSetState(lane=Lane("l"), state=LaneState.PAUSED)),
-                return_exceptions=True,
-            )
-            assert [type(result) for result in results] == [Unavailable] * 3, results
+            await asyncio.sleep(0.1)  # sleeps: until it is noticed that the connections are gone
+            with pytest.raises(Unavailable, match="nothing was executed") as caught:
+                await backend.execution.create(CREATE)
+            assert not isinstance(caught.value, OutcomeUnknown)
             await proxy.open()
             await backend.execution.create(CREATE)
         finally:
@@ -145,7 +148,7 @@ async def test_a_listener_that_is_lost_comes_back(server: Node) -> None:
         await other.close()
 
 
-async def test_no_connection_is_left(narrow: Node) -> None:
+async def test_no_connection_is_left(narrow: Node, impatient: None) -> None:
     """When the server has no connection to spare callers are told so; when it has, the same calls are carried out."""
     backend = await backends.connect(f"{narrow.url}?pool_size=4", partitions=FEW)
     others: list[psycopg.Connection[Any]] = []
@@ -165,6 +168,14 @@ async def test_no_connection_is_left(narrow: Node) -> None:
         for line in others:
             line.close()
         await backend.close()
+
+
+async def test_more_connections_are_wanted_than_there_are(narrow: Node) -> None:
+    """Processes whose pools could be larger than what the server takes share what there is, and go on."""
+    async with loading(narrow.url, holders=4) as load:
+        await load.progress(8 * KILLS)
+        seen = await load.finish()
+        await judge(load.backend, seen)
 
 
 async def test_a_small_pool_serves_many(server: Node) -> None:

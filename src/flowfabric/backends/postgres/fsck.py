@@ -18,9 +18,9 @@ from typing import Any, Final
 from flowfabric.backends.definitions import decode_definition
 from flowfabric.backends.findings import REPAIRABLE, Findings
 from flowfabric.backends.postgres.calling import Calls
-from flowfabric.backends.postgres.driver import Connection
 from flowfabric.backends.postgres.fsck_execution import check_executions
 from flowfabric.backends.postgres.fsck_page import Definitions, entry_problems
+from flowfabric.backends.postgres.fsck_reading import TIMEOUT_S, Reading
 from flowfabric.backends.postgres.record import execution_id_of
 from flowfabric.backends.postgres.store import Store
 from flowfabric.contract.backend import FsckReport
@@ -28,6 +28,8 @@ from flowfabric.contract.errors import Corrupt
 
 PAGE: Final = 2_000
 KEYS_PAGE: Final = 5_000
+JUDGED_AT_ONCE: Final = 200
+"""Each may have a thousand events."""
 PAGES_AT_ONCE: Final = 2
 """The server works on one while another is looked at here."""
 AFTER_ALL: Final = 2**63 - 1
@@ -73,10 +75,10 @@ class Fsck:
         )
 
     @contextlib.asynccontextmanager
-    async def _snapshot(self) -> AsyncGenerator[Connection]:
+    async def _snapshot(self) -> AsyncGenerator[Reading]:
         async with self._calls.transaction(snapshot=True) as connection:
-            await connection.execute(_BY_INDEX)
-            yield connection
+            await connection.execute(_BY_INDEX, timeout=TIMEOUT_S)
+            yield Reading(connection, self._sql)
 
     async def _end_of_page(self, after: int) -> int:
         """Return the last row number of the page that begins there; the last page has no end."""
@@ -87,15 +89,15 @@ class Fsck:
 
     async def _check_rows(self, after: int, upto: int) -> None:
         """Check a page, and repair what is to be repaired."""
-        async with self._snapshot() as connection:
-            wrong, strays = await self._check_page(connection, after, upto)
+        async with self._snapshot() as reading:
+            wrong, strays = await self._check_page(reading, after, upto)
         if self._repair and (wrong or strays):
             await self._rebuild([*wrong, *strays])
 
-    async def _check_page(self, connection: Connection, after: int, upto: int) -> tuple[list[int], list[int]]:
+    async def _check_page(self, reading: Reading, after: int, upto: int) -> tuple[list[int], list[int]]:
         """Check a page; return the rows whose index entries are wrong, and those of entries without an execution."""
         doubtful: list[int] = []
-        for row in await connection.fetch(self._sql["page"], after, upto):
+        for row in await reading.fetch("page", after, upto):
             seq, uuid, partition, _, attempts, plain = row[:6]
             self._executions += 1
             self._attempts += attempts
@@ -103,21 +105,23 @@ class Fsck:
                 doubtful.append(seq)
             for invariant, message in self._definitions.problems(row):
                 self._findings.add(invariant, execution_id_of(partition, uuid), message)
-        if doubtful:
-            self._frames += await check_executions(connection, self._sql, doubtful, self._findings)
+        for start in range(0, len(doubtful), JUDGED_AT_ONCE):
+            rows = doubtful[start : start + JUDGED_AT_ONCE]
+            frames = await check_executions(reading, rows, self._findings)
+            self._frames += frames
         wrong: list[int] = []
-        for row in await connection.fetch(self._sql["entries"], after, upto):
+        for row in await reading.fetch("entries", after, upto):
             wrong.append(row["seq"])
             subject = execution_id_of(row["partition"], row["id"])
             self._findings.add(REPAIRABLE, subject, entry_problems(row), repaired=self._repair)
-        for seq, uuid, partition, count in await connection.fetch(self._sql["frames_elsewhere"], after, upto):
+        for seq, uuid, partition, count in await reading.fetch("frames_elsewhere", after, upto):
             self._findings.add(
                 "S20 frames have a stream",
                 execution_id_of(partition, uuid),
                 f"{count} frames belong to no stream (row {seq})",
             )
         strays: list[int] = []
-        for what, seq in await connection.fetch(self._sql["strays"], after, upto):
+        for what, seq in await reading.fetch("strays", after, upto):
             if what in _INDEX_PARTS:
                 strays.append(seq)
                 self._findings.add(
@@ -135,8 +139,8 @@ class Fsck:
         """Look for entries of the eligible index that should not be there."""
         after: tuple[Any, ...] = _FIRST_READY
         while True:
-            async with self._snapshot() as connection:
-                page = await connection.fetch(self._sql["ready"], *after, KEYS_PAGE)
+            async with self._snapshot() as reading:
+                page = await reading.fetch("ready", *after, KEYS_PAGE)
             wrong = [row for row in page if not row["sound"]]
             for row in wrong:
                 uuid = row["id"]
@@ -155,8 +159,8 @@ class Fsck:
         """Check that idempotency keys name executions that were created so."""
         after = ("", "")
         while True:
-            async with self._snapshot() as connection:
-                page = await connection.fetch(self._sql["keys"], *after, KEYS_PAGE)
+            async with self._snapshot() as reading:
+                page = await reading.fetch("keys", *after, KEYS_PAGE)
             for row in page:
                 if row["has_partition"] is not None and row["document"] is not None and not _agree(row):
                     self._findings.add(
@@ -172,11 +176,11 @@ class Fsck:
 
     async def _check_store(self) -> int:
         """Check what belongs to no execution; return about how many executions there are."""
-        async with self._snapshot() as connection:
-            ((total,),) = await connection.fetch(self._sql["total"])
-            ((last, newest),) = await connection.fetch(self._sql["numbering"])
-            unsettled = await connection.fetch(self._sql["routes_unsettled"])
-            workers = await connection.fetch(self._sql["workers"])
+        async with self._snapshot() as reading:
+            ((total,),) = await reading.fetch("total")
+            ((last, newest),) = await reading.fetch("numbering")
+            unsettled = await reading.fetch("routes_unsettled")
+            workers = await reading.fetch("workers")
         if newest is not None and last < newest:
             self._findings.add(
                 "S5 one create, one record",
@@ -200,6 +204,7 @@ class Fsck:
     async def _rebuild(self, rows: Sequence[int]) -> None:
         """Make the index entries of executions follow from their rows, and tell who waits for them."""
         async with self._calls.transaction() as connection:
+            reading = Reading(connection, self._sql)
             for name in (
                 "lock",
                 "drop_wrong_ready",
@@ -209,15 +214,14 @@ class Fsck:
                 "announce_ready",
                 "announce_due",
             ):
-                await connection.fetch(self._sql[name], rows)
+                await reading.fetch(name, rows)
 
     async def _drop_ready(self, wrong: Sequence[Any]) -> None:
         async with self._calls.transaction() as connection:
-            await connection.fetch(self._sql["lock"], [row["seq"] for row in wrong])
+            reading = Reading(connection, self._sql)
+            await reading.fetch("lock", [row["seq"] for row in wrong])
             columns = ("route_id", "rank", "eligible_since_ms", "id")
-            await connection.fetch(
-                self._sql["drop_ready"], *([row[column] for row in wrong] for column in columns)
-            )
+            await reading.fetch("drop_ready", *([row[column] for row in wrong] for column in columns))
 
 
 async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:

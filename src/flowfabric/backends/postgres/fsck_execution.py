@@ -20,7 +20,7 @@ from flowfabric.backends.invariants import (
     check_frames,
     check_record,
 )
-from flowfabric.backends.postgres.driver import Connection
+from flowfabric.backends.postgres.fsck_reading import Reading
 from flowfabric.backends.postgres.record import Named, Row, attempt_of, event_of, loaded, row_of
 from flowfabric.backends.vectors import VECTORS
 from flowfabric.contract import limits
@@ -44,18 +44,16 @@ class _Parts(msgspec.Struct):
     results: frozenset[int]
 
 
-async def check_executions(
-    connection: Connection, sql: Mapping[str, str], rows: Sequence[int], findings: Findings
-) -> int:
+async def check_executions(reading: Reading, rows: Sequence[int], findings: Findings) -> int:
     """Judge executions by their row numbers; return how many frames they have."""
     parts = _Parts(
-        attempts=_by_seq(await connection.fetch(sql["attempts"], rows)),
-        events=_by_seq(await connection.fetch(sql["events"], rows)),
-        streams=_by_seq(await connection.fetch(sql["streams"], rows)),
-        results=frozenset(seq for (seq,) in await connection.fetch(sql["results"], rows)),
+        attempts=_by_seq(await reading.fetch("attempts", rows)),
+        events=_by_seq(await reading.fetch("events", rows)),
+        streams=_by_seq(await reading.fetch("streams", rows)),
+        results=frozenset(seq for (seq,) in await reading.fetch("results", rows)),
     )
     frames = 0
-    for record in await connection.fetch(sql["executions"], rows):
+    for record in await reading.fetch("executions", rows):
         problems: list[Problem] = []
         seq = record["seq"]
         found: Loaded | None = None
@@ -70,7 +68,7 @@ async def check_executions(
             problems += _guarded(_check_attempts(found, parts.attempts.get(seq, ())))
             problems += _guarded(_check_events(found, parts.events.get(seq, ())))
             for stream in parts.streams.get(seq, ()):
-                count, wrong = await _check_stream(connection, sql, found, stream)
+                count, wrong = await _check_stream(reading, found, stream)
                 frames += count
                 problems += wrong
             problems += _check_expiries(found, parts.streams.get(seq, ()))
@@ -130,9 +128,7 @@ def _check_events(found: Loaded, stored: Records) -> Iterator[Problem]:
     yield from check_events(found, ((row["n"], event_of(row)) for row in stored))
 
 
-async def _check_stream(
-    connection: Connection, sql: Mapping[str, str], found: Loaded, row: Named
-) -> tuple[int, list[Problem]]:
+async def _check_stream(reading: Reading, found: Loaded, row: Named) -> tuple[int, list[Problem]]:
     """Return how many frames a stream has, and what is wrong with it."""
     problems: list[Problem] = []
     index = row["attempt_index"]
@@ -144,7 +140,7 @@ async def _check_stream(
     after = (-1, -1)
     try:
         while True:
-            page = await connection.fetch(sql["frames"], row["seq"], index, *after, FRAMES_AT_ONCE)
+            page = await reading.fetch("frames", row["seq"], index, *after, FRAMES_AT_ONCE)
             frames += [(ms, seq, number, FrameMode(mode)) for ms, seq, number, mode in page]
             if len(page) < FRAMES_AT_ONCE:
                 break

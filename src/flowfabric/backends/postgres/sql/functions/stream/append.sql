@@ -165,7 +165,8 @@ BEGIN
             )
         ), wanted AS (
             SELECT
-                at, seq, attempt_index, generate_series(skip + known + 1, skip + held) AS n, skip, known,
+                at, seq, attempt_index, skip, known,
+                generate_series(skip + known + 1, least(skip + held, cardinality(p_modes))) AS n,
                 greatest(now_ms, s_ms) AS ms,
                 CASE WHEN now_ms <= s_ms THEN s_seq + 1 ELSE 0 END AS first_seq,
                 first
