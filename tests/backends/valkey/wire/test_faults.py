@@ -351,7 +351,9 @@ async def test_a_replica_is_not_written_to(server: Server, connects: Connects) -
     """READONLY answers do not reach callers: the call waits for a primary, and says so when none comes."""
     with Server("--replicaof", f"127.0.0.1 {server.port}") as replica:
         linked = b"master_link_status:up"
-        await asyncio.to_thread(eventually, lambda: linked in replica.call("INFO", "replication"), "it follows")
+        await asyncio.to_thread(
+            eventually, lambda: linked in replica.call("INFO", "replication"), "it follows"
+        )
         client = await connects(replica.url)
         with pytest.raises(Unavailable, match="READONLY"):
             await client.execute(0, INCR, timeout_s=1.5)
