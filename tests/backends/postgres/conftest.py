@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import AsyncIterator
 
 import pytest
 
 from flowfabric.backends.clock import ManualClock
-from flowfabric.contract.ids import PartitionCounts
+from flowfabric.backends.postgres.backend import PostgresBackend
+from tests.backends.postgres.work import opened
 from tests.postgres import session
 from tests.postgres.servers import Node
-
-FEW: Final = PartitionCounts(flow=16)
 
 
 @pytest.fixture
@@ -35,3 +34,12 @@ def place(node: Node) -> str:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture
+async def pair(node: Node) -> AsyncIterator[list[PostgresBackend]]:
+    """The same store in two processes, so to speak, on the server's clock."""
+    async with opened(node.url, 2) as backends:
+        yield backends
+        report = await backends[0].maintenance.fsck()
+        assert not report.findings, report.findings

@@ -31,7 +31,7 @@ from flowfabric.contract.payloads import Fence, Payload
 from flowfabric.contract.policies import Backoff, ExponentialBackoff, FixedBackoff
 from flowfabric.contract.states import CancelSource, PublicState
 from flowfabric.rules.transitions import retry_delay_ms
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.conformance.world import TTL_MS, UNKNOWN, World, command, frame, policy, retrying
 
 COMPLETE: Final = """

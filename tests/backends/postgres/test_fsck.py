@@ -17,7 +17,7 @@ from flowfabric.contract.errors import Misuse
 from flowfabric.contract.ids import ExecutionId, execution_uuid
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.states import FrameMode
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.conformance.world import World, frame, payload, policy, retrying
 from tests.postgres.servers import Node
 

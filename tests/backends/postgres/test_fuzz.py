@@ -24,7 +24,6 @@ from flowfabric.contract.backend import FsckReport
 from flowfabric.contract.errors import BY_CODE
 from flowfabric.contract.ids import mint_uuid
 from tests.backends.filling import Filling, Made
-from tests.backends.postgres.conftest import FEW
 from tests.backends.postgres.fuzzing import (
     PLAIN,
     TRYING,
@@ -35,6 +34,7 @@ from tests.backends.postgres.fuzzing import (
     shown,
     statement,
 )
+from tests.backends.postgres.work import FEW
 from tests.postgres import session
 
 VECTORS: Final = int(os.environ.get("FLOWFABRIC_FUZZ_VECTORS", "200"))

@@ -10,7 +10,7 @@ import pytest
 from flowfabric import backends
 from flowfabric.backends.clock import ManualClock
 from flowfabric.engine.timers import run_due
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.conformance.world import World, frame, payload, policy
 from tests.postgres.servers import Node
 

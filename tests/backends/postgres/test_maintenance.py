@@ -12,7 +12,7 @@ from flowfabric.backends.clock import ManualClock
 from flowfabric.contract.errors import Unavailable
 from flowfabric.contract.ids import PartitionCounts
 from tests.backends.filling import Filling
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.conformance.world import World
 from tests.postgres import session
 

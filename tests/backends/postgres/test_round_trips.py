@@ -28,7 +28,7 @@ from flowfabric.contract.lease import Lease, LeaseClaim, LeaseRenew
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.stream import FrameInput, StreamAppend, StreamRead
 from flowfabric.engine.supervisor import Engine
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.postgres.servers import Node
 from tests.proxy import Proxy, proxied
 

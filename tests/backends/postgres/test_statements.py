@@ -12,7 +12,7 @@ import pytest
 from flowfabric import backends
 from flowfabric.backends import assets
 from flowfabric.backends.postgres import functions
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.postgres import session
 
 FILES: Final = [name for name in assets.names(functions.PACKAGE, "sql/queries") if name.endswith(".sql")]

@@ -18,7 +18,7 @@ from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import StreamPolicy
 from flowfabric.contract.states import FrameMode
 from flowfabric.contract.stream import Frame, FrameInput, FramePage
-from tests.backends.postgres.conftest import FEW
+from tests.backends.postgres.work import FEW
 from tests.conformance.world import World, frame, policy, retrying
 
 DURABLE, SUMMARY, LOSSY = FrameMode.DURABLE, FrameMode.SUMMARY, FrameMode.BEST_EFFORT

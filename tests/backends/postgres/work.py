@@ -11,11 +11,21 @@ from flowfabric.backends.clock import ManualClock
 from flowfabric.backends.postgres.backend import PostgresBackend, open_backend
 from flowfabric.backends.postgres.listen import Key, Listener
 from flowfabric.backends.postgres.store import Store
+from flowfabric.contract import ids
 from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionCreateMany
-from flowfabric.contract.ids import ExecutionId, Kind, Lane, PartitionCounts, WorkerId, WorkerInstance
+from flowfabric.contract.ids import (
+    ClaimId,
+    ExecutionId,
+    Kind,
+    Lane,
+    PartitionCounts,
+    WorkerId,
+    WorkerInstance,
+)
 from flowfabric.contract.lease import Lease, LeaseClaim
 from flowfabric.contract.payloads import Payload
-from tests.backends.postgres.conftest import FEW
+
+FEW: Final = PartitionCounts(flow=16)
 
 PATIENCE_S: Final = 20.0
 WAIT_MS: Final = 20_000
@@ -127,3 +137,16 @@ async def until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not happened():  # noqa: ASYNC110 (what is looked at has no event)
             await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def held(backend: PostgresBackend, statement: str, *arguments: Any) -> AsyncIterator[None]:
+    """Keep what a statement locks locked, until the block is left."""
+    async with store_of(backend).calls.transaction() as connection:
+        await connection.execute(statement, *arguments)
+        yield
+
+
+def claim_id() -> ClaimId:
+    """Mint a claim id."""
+    return ClaimId(ids.mint_uuid())
