@@ -269,10 +269,12 @@ def answer(status: str, body: bytes, *headers: str, kind: str = "application/jso
 async def test_odd_answers_are_named(reply: bytes, kind: type[FlowFabricError], text: str) -> None:
     """An answer that no FlowFabric server gives is an error that says what came instead."""
     async with answering(reply) as url:
-        stores = HttpStores(url, timeout_s=0.3, reply_bytes_max=1_000)
-        with pytest.raises(kind, match=text):
-            await stores.lane.set_state(LaneSetState(lane=Lane("l"), state=LaneState.PAUSED))
-        await stores.close()
+        stores = HttpStores(url, timeout_s=0.5, reply_bytes_max=1_000)
+        try:
+            with pytest.raises(kind, match=text):
+                await stores.lane.set_state(LaneSetState(lane=Lane("l"), state=LaneState.PAUSED))
+        finally:
+            await stores.close()
 
 
 async def test_unknown_fields_and_codes_are_taken() -> None:

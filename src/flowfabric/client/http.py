@@ -222,7 +222,8 @@ class HttpStores:
                     unknown = error
                 pause_s = resend.backoff_s(resends, trouble.retry_after_s)
                 may = not self._transport.closed and (repeatable if trouble.sent else self._transport.reached)
-                if not (may and resend.is_transient(error)) or loop.time() + pause_s >= deadline:
+                late = loop.time() + pause_s + resend.ROOM_S >= deadline
+                if late or not (may and resend.is_transient(error)):
                     # Once one sending may have been carried out, no later failure can say that nothing happened.
                     raise (
                         unknown if unknown is not None and resend.is_transient(error) else error

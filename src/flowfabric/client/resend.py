@@ -24,6 +24,8 @@ TRANSIENT: Final = (Unavailable, ResourceExhausted, RequestTimeout)
 
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
+ROOM_S: Final = 0.1
+"""A call is not sent again with less than this left: it would end in silence, and hide what the last answer said."""
 RESENDS_MAX: Final = 1_000
 """A bound beside the deadline."""
 
