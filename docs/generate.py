@@ -52,6 +52,7 @@ CONCEPTS: Final = {
 }
 OTHER_ROUTES: Final = (
     "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs", "GET /v1/capabilities",
+    "POST /v1/batch",
 )  # fmt: skip
 PLANNED_PARTS: Final = frozenset(
     {

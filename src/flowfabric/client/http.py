@@ -17,6 +17,7 @@ import msgspec
 from flowfabric.client import resend
 from flowfabric.client.endpoint import parse_endpoint
 from flowfabric.client.following import follow_by_polling
+from flowfabric.client.joining import Joiner
 from flowfabric.client.sse import EventParser
 from flowfabric.client.transport import REPLY_BYTES_MAX, Answer, Request, Transport, Trouble
 from flowfabric.contract import limits, wire
@@ -26,7 +27,6 @@ from flowfabric.contract.errors import (
     FlowFabricError,
     Misuse,
     OutcomeUnknown,
-    PayloadTooLarge,
     Unauthorized,
     Unavailable,
     from_code,
@@ -37,7 +37,6 @@ from flowfabric.contract.lease import LeaseStore
 from flowfabric.contract.operations import OPERATIONS, Operation
 from flowfabric.contract.stream import FramePage, StreamStore, StreamTail
 from flowfabric.contract.worker import WorkerStore
-from flowfabric.telemetry import trace
 from flowfabric.version import VERSION
 
 TIMEOUT_S: Final = 30.0
@@ -112,6 +111,7 @@ class HttpStores:
             reply_bytes_max=reply_bytes_max,
             trust_environment=trust_environment,
         )
+        self._joiner: Joiner = Joiner(self._transport)
         self._timeout_s: float = timeout_s
         self._attempt_timeout_s: float = min(attempt_timeout_s, timeout_s)
         self._capabilities: Capabilities | None = None
@@ -187,24 +187,9 @@ class HttpStores:
         return await self._until(wait_until + self._timeout_s, once, repeatable=repeatable)
 
     async def _once(self, operation: Operation, command: msgspec.Struct, long: bool, timeout_s: float) -> Any:
-        sent = wire.encode_command(operation, command)
-        if sent.body is not None and len(sent.body) > operation.body_max:
-            raise PayloadTooLarge(
-                f"{operation.name} takes at most {operation.body_max} bytes, this would be {len(sent.body)}",
-                limit_bytes=operation.body_max,
-            )
-        traceparent = trace.current_traceparent()
-        request = Request(
-            method=sent.method,
-            path=sent.path,
-            query=sent.query,
-            body=sent.body,
-            headers={} if traceparent is None else {"traceparent": traceparent},
-            long=long,
-        )
-        answer = await self._transport.exchange(request, timeout_s)
+        answer = await self._joiner.exchange(operation, command, timeout_s, long=long)
         if not 200 <= answer.status < 300:
-            raise _as_trouble(self._error(answer, f"{sent.method} {sent.path}"), answer)
+            raise _as_trouble(self._error(answer, operation.name), answer)
         return _decoded(answer, lambda body: wire.decode_reply(operation, body))
 
     async def _until(
@@ -370,7 +355,9 @@ def _event_error(data: bytes) -> FlowFabricError:
 def _as_trouble(error: FlowFabricError, answer: Answer) -> FlowFabricError | Trouble:
     """Wrap an error that waiting may cure; any other is raised as it is."""
     if resend.is_transient(error):
-        return Trouble(error, sent=True, retry_after_s=answer.retry_after_s)
+        wait_ms = error.details.get("retry_after_ms")
+        wait_s = wait_ms / 1_000 if isinstance(wait_ms, int | float) else answer.retry_after_s
+        return Trouble(error, sent=True, retry_after_s=wait_s)
     return error
 
 

@@ -116,6 +116,7 @@ BODY_APPEND_MAX: Final = 128 * 1024
 BODY_SIGNAL_MAX: Final = 256 * 1024
 BODY_PAYLOAD_MAX: Final = 1024 * 1024
 BODY_BATCH_MAX: Final = 8 * 1024 * 1024
+BATCH_CALLS_MAX: Final = 100
 JSON_DEPTH_MAX: Final = 32
 
 # The engine's own rhythm (push drives; these are the safety net)

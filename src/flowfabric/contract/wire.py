@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -33,6 +33,8 @@ from flowfabric.contract.errors import (
 from flowfabric.contract.manifest import Kind, Operation, Route
 from flowfabric.contract.policies import PLANNED_POLICY_FIELDS, UNSUPPORTED_POLICY_FIELDS
 from flowfabric.contract.wire_types import Shape, shape_of, to_contract
+
+Document = TypeVar("Document")
 
 _ENCODER: Final = msgspec.json.Encoder()
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,15})")
@@ -155,14 +157,22 @@ def _make_plan(command: type[msgspec.Struct], route: Route) -> _Plan:
     )
 
 
-def _decode_body(operation: Operation, plan: _Plan, values: dict[str, Any], body: bytes) -> Any:
-    data = body if body.strip() else b"{}"
+def read_body(decoder: msgspec.json.Decoder[Document], data: bytes) -> Document:
+    """Decode a body, refusing with what names the field.
+
+    Raises: `InvalidJson`, `InvalidBody` and the refusals that have a code of their own.
+    """
     try:
-        wire = plan.body.decode(data)
+        return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _body_error(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJson(f"the body is not well-formed JSON: {_plain(error)}") from error
+
+
+def _decode_body(operation: Operation, plan: _Plan, values: dict[str, Any], body: bytes) -> Any:
+    data = body if body.strip() else b"{}"
+    wire = read_body(plan.body, data)
     command = to_contract(operation.command, plan.shape, wire, values)
     _refuse_duplicates(plan.shape, wire, data)
     return command
@@ -407,9 +417,13 @@ def encode_command(operation: Operation, command: Any) -> WireRequest:
                 continue
             pairs.append((field.name, _as_text(value)))
         return WireRequest(route.method, path, urlencode(pairs), None)
+    return WireRequest(route.method, path, "", encode_body(operation, command, route))
+
+
+def encode_body(operation: Operation, command: Any, route: Route) -> bytes:
+    """Return a command as the body of a route: all of it that is not in the path."""
     shape = _plan(operation.command, route).shape
-    body = shape.to_wire(command) if shape.to_wire is not None else command
-    return WireRequest(route.method, path, "", _ENCODER.encode(body))
+    return _ENCODER.encode(shape.to_wire(command) if shape.to_wire is not None else command)
 
 
 def _as_text(value: Any) -> str:

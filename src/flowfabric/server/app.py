@@ -7,6 +7,7 @@ for every refusal, and nothing of a stack, a statement or a path in any answer.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flowfabric.contract import limits, wire
+from flowfabric.contract import limits, wire, wire_batch
 from flowfabric.contract.backend import Stores
 from flowfabric.contract.errors import (
     ExecutionNotActive,
@@ -29,7 +30,7 @@ from flowfabric.contract.manifest import Operation
 from flowfabric.server import counting, openapi, pages, sse
 from flowfabric.server.answers import JSON, NO_STORE, Answer, of_error, send_answer
 from flowfabric.server.requests import ClientGone, Guard, Headers, Receive, Scope, Send, body_of, query_of
-from flowfabric.server.routing import Endpoint, Router
+from flowfabric.server.routing import BATCH, Endpoint, Router
 from flowfabric.server.settings import ServerSettings
 from flowfabric.server.waiting import DRAINING, Load
 from flowfabric.telemetry import log, metrics, trace
@@ -95,11 +96,14 @@ class Application:
                 path = endpoint.path
                 if not endpoint.is_open:
                     self._guard.check(headers)
-                if endpoint.operation is None:
+                if endpoint is BATCH:
+                    answer = await self._batch(headers, receive)
+                elif endpoint.operation is None:
                     answer = await self._other(endpoint, parameters)
                 else:
                     operation = endpoint.name
-                    with _span(endpoint, headers):
+                    parent = headers.get(b"traceparent").decode("latin-1")
+                    with _span(endpoint.name, endpoint.path, parent):
                         answer = await self._serve(endpoint, parameters, scope, headers, receive, send, more)
         except ClientGone:
             return
@@ -150,6 +154,35 @@ class Application:
         if operation.concept == "execution" or operation.kind.value == "mutation":
             return Answer(operation.status_of(reply), wire.encode_reply(operation, reply))
         return Answer(operation.status_of(reply), wire.encode_reply(operation, reply), (JSON, NO_STORE))
+
+    async def _batch(self, headers: Headers, receive: Receive) -> Answer:
+        """Carry out several calls side by side; each has its own outcome."""
+        body = await body_of(headers, receive, limits.BODY_BATCH_MAX, BATCH.path)
+        calls = wire_batch.decode_calls(body)
+        answers = await asyncio.gather(*(self._batched(call, receive) for call in calls))
+        return Answer(200, wire_batch.encode_answers(answers))
+
+    async def _batched(self, call: wire_batch.BatchCall, receive: Receive) -> tuple[int, bytes]:
+        """Carry out one call of a batch; return its status and body."""
+        started = perf_counter()
+        outcome, name = "ok", None
+        try:
+            operation, command = wire_batch.decode_call(call)
+            name = operation.name
+            with _span(name, BATCH.path, call.traceparent):
+                reply = await self._call(operation, command, receive)
+            answer = operation.status_of(reply), wire.encode_reply(operation, reply)
+        except FlowFabricError as error:
+            outcome = error.code
+            answer = error.http_status, wire.encode_error(error)
+        except Exception:  # whatever it was, the client gets a problem body and the log the rest
+            number = secrets.token_hex(8)
+            _LOG.exception("request_failed", path=BATCH.path, method="POST", op=name, request_id=number)
+            outcome = InternalError.code
+            answer = InternalError.http_status, wire.encode_error(InternalError(request_id=number))
+        if name is not None:
+            metrics.operation(name, outcome, perf_counter() - started)
+        return answer
 
     async def _call(self, operation: Operation, command: Any, receive: Receive) -> Any:
         call = self._calls.get(operation.name)
@@ -245,22 +278,18 @@ class Application:
 
 _LIMITS: Final = {
     "create_many": limits.CREATE_MANY_MAX,
+    "batch_calls": limits.BATCH_CALLS_MAX,
     "payload_bytes": limits.PAYLOAD_BYTES_MAX,
     "frame_bytes": limits.FRAME_BYTES_MAX,
     "wait_ms": limits.WAIT_MAX_MS,
 }
 
 
-def _span(endpoint: Endpoint, headers: Headers) -> AbstractContextManager[Any]:
-    """Open the span of a request for an operation, below the caller's own; nothing when traces are off."""
+def _span(name: str, path: str, parent: str | None) -> AbstractContextManager[Any]:
+    """Open the span of a call of an operation, below the caller's own; nothing when traces are off."""
     if not trace.is_on():
         return _NO_SPAN
-    return trace.span(
-        endpoint.name,
-        role="server",
-        parent=headers.get(b"traceparent").decode("latin-1") or None,
-        attributes={"op": endpoint.name, "http.route": endpoint.path},
-    )
+    return trace.span(name, role="server", parent=parent or None, attributes={"op": name, "http.route": path})
 
 
 def _raw(reply: Any) -> Answer:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from flowfabric.contract import errors, wire
+from flowfabric.contract import errors, limits, wire, wire_batch
 from flowfabric.contract.backend import Capabilities
 from flowfabric.contract.manifest import Kind, Operation, Repeatable, Route
 from flowfabric.contract.operations import OPERATIONS, STORES
@@ -331,6 +331,9 @@ class _Problems:
 # The server itself ------------------------------------------------------------------------------------------------
 
 
+_LIMITS: Final = ("create_many", "batch_calls", "payload_bytes", "frame_bytes", "wait_ms")
+
+
 def _system_paths(components: Components, problems: _Problems) -> dict[str, dict[str, Any]]:
     count = {"type": "integer", "minimum": 1}
     what = components.schema(Capabilities)
@@ -339,14 +342,15 @@ def _system_paths(components: Components, problems: _Problems) -> dict[str, dict
         {
             "type": "object",
             "description": "Bounds that clients need to know before they send.",
-            "properties": dict.fromkeys(("create_many", "payload_bytes", "frame_bytes", "wait_ms"), count),
-            "required": ["create_many", "payload_bytes", "frame_bytes", "wait_ms"],
+            "properties": dict.fromkeys(_LIMITS, count),
+            "required": list(_LIMITS),
         },
     )
     capabilities = {"allOf": [what, {"properties": {"limits": bounds}, "required": ["limits"]}]}
     closed: list[type[errors.FlowFabricError]] = [errors.Unauthorized]
     broken: list[type[errors.FlowFabricError]] = [errors.FlowFabricError, errors.Unavailable]
     return {
+        wire_batch.PATH: _batch_item(components, problems),
         "/v1/capabilities": _system_item(
             "capabilities",
             "Say what the store physically is, and how much a request may carry.",
@@ -373,6 +377,54 @@ def _system_paths(components: Components, problems: _Problems) -> dict[str, dict
             {"text/plain": {"schema": {"type": "string"}}},
             problems.of([*closed, errors.FlowFabricError]),
         ),
+    }
+
+
+def _batch_item(components: Components, problems: _Problems) -> dict[str, Any]:
+    call = components.add(
+        "BatchCall",
+        {
+            "type": "array",
+            "description": "The operation's name; its command, with the fields that its own route takes from the path; "
+            "optionally the caller's W3C `traceparent`.",
+            "prefixItems": [
+                {"type": "string", "enum": sorted(wire_batch.MEMBERS)},
+                {"type": "object"},
+                {"type": ["string", "null"]},
+            ],
+            "minItems": 2,
+            "maxItems": 3,
+        },
+    )
+    answer = components.add(
+        "BatchAnswer",
+        {
+            "type": "array",
+            "description": "The status and the body that the call would have been answered with alone.",
+            "prefixItems": [{"type": "integer"}, {"type": "object"}],
+            "minItems": 2,
+        },
+    )
+    summary = (
+        "Carry out several calls side by side; each has its own outcome, and its own reasons to be repeated."
+    )
+    refused = (errors.InvalidInput, errors.InvalidJson, errors.InvalidBody, errors.Unauthorized)
+    refused += (errors.PayloadTooLarge, errors.UnsupportedContentType, errors.FlowFabricError)
+    calls = {"type": "array", "items": call, "minItems": 1, "maxItems": limits.BATCH_CALLS_MAX}
+    return {
+        "post": {
+            "operationId": "batch",
+            "tags": [SYSTEM],
+            "summary": summary,
+            "requestBody": {"required": True, "content": {JSON: {"schema": calls}}},
+            "responses": {
+                "200": {
+                    "description": "What each call came to, in the order of the calls.",
+                    "content": {JSON: {"schema": {"type": "array", "items": answer}}},
+                },
+                **problems.of(refused),
+            },
+        }
     }
 
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from flowfabric.contract import wire_batch
 from flowfabric.contract.errors import InvalidInput, MethodNotAllowed, RouteNotFound
 from flowfabric.contract.manifest import Operation, Route
 from flowfabric.contract.operations import OPERATIONS
@@ -25,6 +26,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     """The template, for metrics."""
+    method: str = "GET"
     operation: Operation | None = None
     route: Route | None = None
     raw: bool = False
@@ -49,22 +51,20 @@ class _Node:
         self.methods: dict[str, Endpoint] = {}
 
 
-def _operation_endpoints() -> Iterator[tuple[str, Endpoint]]:
+def _operation_endpoints() -> Iterator[Endpoint]:
     for operation in OPERATIONS.values():
         for route in operation.routes:
-            yield (
-                route.method,
-                Endpoint(name=operation.name, path=route.path, operation=operation, route=route),
+            endpoint = Endpoint(
+                name=operation.name, path=route.path, method=route.method, operation=operation, route=route
             )
+            yield endpoint
             if operation.raw_result:
-                path = route.path + RAW_SUFFIX
-                yield (
-                    route.method,
-                    Endpoint(name=operation.name, path=path, operation=operation, route=route, raw=True),
-                )
+                yield msgspec.structs.replace(endpoint, path=route.path + RAW_SUFFIX, raw=True)
 
 
+BATCH: Final = Endpoint(name="batch", path=wire_batch.PATH, method="POST")
 OTHER_ENDPOINTS: Final = (
+    BATCH,
     Endpoint(name="capabilities", path="/v1/capabilities"),
     Endpoint(name="healthz", path="/healthz", is_open=True),
     Endpoint(name="readyz", path="/readyz", is_open=True),
@@ -74,7 +74,7 @@ OTHER_ENDPOINTS: Final = (
     Endpoint(name="page", path="/docs/{file}", is_open=True),
     Endpoint(name="root", path="/", is_open=True),
 )
-"""What the server offers beside the manifest's operations; all of it is read."""
+"""What the server offers beside the manifest's operations; all of it but the batch is read."""
 
 
 class Router:
@@ -84,12 +84,11 @@ class Router:
         self._root = _Node()
         self._exact: dict[tuple[str, bytes], Endpoint] = {}
         """Endpoints without parameters, by method and path: most requests need no walk."""
-        for method, endpoint in _operation_endpoints():
-            self._add(method, endpoint)
-        for endpoint in OTHER_ENDPOINTS:
-            self._add("GET", endpoint)
+        for endpoint in (*_operation_endpoints(), *OTHER_ENDPOINTS):
+            self._add(endpoint)
 
-    def _add(self, method: str, endpoint: Endpoint) -> None:
+    def _add(self, endpoint: Endpoint) -> None:
+        method = endpoint.method
         node = self._root
         for segment in endpoint.path.split("/")[1:]:
             if segment.startswith("{"):

@@ -402,9 +402,7 @@ async def test_a_rival_that_is_under_way_holds_only_what_it_takes(
 ) -> None:
     """Beside a claim that is not committed yet another one gets what comes next, and never an empty answer."""
     one, other = pair
-    created = [
-        await create(one, lane=lane, priority=90 - number) for number, lane in enumerate(5 * lanes)
-    ]
+    created = [await create(one, lane=lane, priority=90 - number) for number, lane in enumerate(5 * lanes)]
     await one._catalog.refresh()
     routes = await one._catalog.fitting(claiming(lanes=lanes))
     rival = (
