@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 
 import pytest
@@ -162,3 +163,23 @@ def test_clipping_keeps_details_short() -> None:
     """Caller-supplied text in details is shortened."""
     assert ids.clip("x" * 120) == "x" * 120
     assert len(ids.clip("x" * 5_000)) == 120
+
+
+@given(flow=st.integers(1, limits.PARTITIONS_MAX), many=st.integers(1, 2_000))
+def test_ids_of_a_batch_lie_together(flow: int, many: int) -> None:
+    """Ids of a batch are placed by their own uuid like any other; of a large batch some in a row lie together."""
+    counts = PartitionCounts(flow=flow)
+    minted = list(itertools.islice(ids.mint_execution_ids(counts, many), 100))
+    assert len(set(minted)) == 100
+    row = max(1, min(ids.IN_A_ROW, many // ids.SPREAD_MIN))
+    partitions: list[int] = []
+    for execution_id in minted:
+        partition, text = ids.parse_execution_id(execution_id)
+        value = uuid.UUID(text)
+        assert value.version == 4 and value.variant == uuid.RFC_4122
+        assert ids.uuid_partition(value, counts) == partition
+        partitions.append(partition)
+    for start in range(0, 100, row):
+        assert len(set(partitions[start : start + row])) == 1
+    if flow > 1_000 and row == 1:
+        assert len(set(partitions)) > 50

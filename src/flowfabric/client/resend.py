@@ -59,10 +59,17 @@ def with_ids(command: msgspec.Struct, partitions: PartitionCounts | None) -> msg
     if isinstance(command, ExecutionCreateMany):
         if partitions is None or not lacks_id(command):
             return command
-        items = tuple(_with_execution_id(item, partitions) for item in command.executions)
+        minted = ids.mint_execution_ids(partitions, len(command.executions))
+        items = tuple(
+            msgspec.structs.replace(item, execution_id=next(minted)) if lacks_id(item) else item
+            for item in command.executions
+        )
         return msgspec.structs.replace(command, executions=items)
     if isinstance(command, ExecutionCreate):
-        return command if partitions is None else _with_execution_id(command, partitions)
+        if partitions is None or not lacks_id(command):
+            return command
+        execution_id = ids.mint_execution_id(partitions, namespace=command.namespace)
+        return msgspec.structs.replace(command, execution_id=execution_id)
     if isinstance(command, LeaseClaim) and command.claim_id is None:
         return msgspec.structs.replace(command, claim_id=ClaimId(ids.mint_uuid()))
     if isinstance(command, LeaseClaimGranted):
@@ -72,13 +79,6 @@ def with_ids(command: msgspec.Struct, partitions: PartitionCounts | None) -> msg
             attempt_id=command.attempt_id or AttemptId(ids.mint_uuid()),
         )
     return command
-
-
-def _with_execution_id(item: ExecutionCreate, partitions: PartitionCounts) -> ExecutionCreate:
-    if not lacks_id(item):
-        return item
-    execution_id = ids.mint_execution_id(partitions, namespace=item.namespace)
-    return msgspec.structs.replace(item, execution_id=execution_id)
 
 
 def is_repeatable(operation: Operation, command: msgspec.Struct) -> bool:

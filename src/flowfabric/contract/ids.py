@@ -11,6 +11,8 @@ import binascii
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from functools import cache
 from typing import Final, NewType
 
 import msgspec
@@ -31,6 +33,11 @@ WorkerInstance = NewType("WorkerInstance", str)
 
 DEFAULT_NAMESPACE: Final = Namespace("default")
 DEFAULT_LANE: Final = Lane("default")
+
+IN_A_ROW: Final = 16
+"""How many ids `mint_execution_ids` places in one partition, at most, before it goes on to another."""
+SPREAD_MIN: Final = 64
+"""Over about how many partitions it spreads the ids of one batch, at least, as long as there are so many."""
 
 _EXECUTION_ID: Final = re.compile(
     r"\{fp:(0|[1-9][0-9]{0,4})\}:([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
@@ -93,6 +100,50 @@ def mint_execution_id(
     else:
         partition = crc16(bytes.fromhex(text.replace("-", ""))) % counts.flow
     return ExecutionId(f"{{fp:{partition}}}:{text}")
+
+
+def mint_execution_ids(counts: PartitionCounts, many: int) -> Iterator[ExecutionId]:
+    """Mint the ids of a batch of `many`, each placed by its own uuid; of a large batch some in a row lie together.
+
+    What is created at once and lies together is written, found and claimed together. The partitions are random, and
+    enough of them for many workers to claim side by side.
+    """
+    row = max(1, min(IN_A_ROW, many // SPREAD_MIN))
+    while True:
+        partition = int(mint_uuid()[:8], 16) % counts.flow
+        for _ in range(row):
+            text = mint_uuid()
+            random = int(text[32:], 16)
+            wanted = random - random % counts.flow + partition
+            if wanted > 0xFFFF:
+                wanted -= counts.flow
+            begun = crc16(bytes.fromhex(text[:32].replace("-", "")))
+            yield ExecutionId(f"{{fp:{partition}}}:{text[:32]}{begun ^ _suffix(wanted):04x}")
+
+
+def _suffix(wanted: int) -> int:
+    """Return the two bytes whose CRC16 is `wanted`; after a prefix, XOR them with the prefix's CRC16."""
+    high, low = _suffixes()
+    return high[wanted >> 8] ^ low[wanted & 0xFF]
+
+
+@cache
+def _suffixes() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """CRC16 of two bytes is linear: its inverse for every high and every low byte."""
+    of_bit: list[int] = []
+    for bit in range(16):
+        value = 1 << bit
+        for _ in range(16):
+            value = (value ^ 0x1021) >> 1 | 0x8000 if value & 1 else value >> 1
+        of_bit.append(value)
+
+    def of_bytes(bits: list[int]) -> tuple[int, ...]:
+        found = [0]
+        for value in bits:
+            found += [known ^ value for known in found]
+        return tuple(found)
+
+    return of_bytes(of_bit[8:]), of_bytes(of_bit[:8])
 
 
 def parse_execution_id(text: str) -> tuple[int, str]:

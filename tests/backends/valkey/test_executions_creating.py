@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -23,9 +24,10 @@ from flowfabric.contract.execution import (
     ExecutionsCreated,
     ItemRefused,
 )
-from flowfabric.contract.ids import Kind, Lane
+from flowfabric.contract.ids import Kind, Lane, PartitionCounts, parse_execution_id
 from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.payloads import Payload
+from flowfabric.contract.policies import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
 from flowfabric.contract.states import LaneState
 from tests.backends.valkey.wire.servers import Cluster, Line, Server
 from tests.backends.valkey.work import claim, in_partition, opened, store_of
@@ -101,6 +103,68 @@ async def test_refused_items_do_not_hold_up_the_others(store: ValkeyBackend) -> 
         "invalid_input",
         "invalid_input",
     ]
+
+
+async def test_items_that_share_a_call(store: ValkeyBackend) -> None:
+    """Items of one partition are created in one call, whatever they are; those that say the same follow each other."""
+    same = in_partition(3)
+    future = await store.now_ms() + 60_000
+    batch = [
+        item(execution_id=in_partition(3)),
+        item(execution_id=same, tags={"a.b": "c"}),
+        item(execution_id=in_partition(3), input=LARGE, priority=3),
+        item(execution_id=same, tags={"a.b": "c"}),
+        item(execution_id=same, priority=1),
+        item(execution_id=in_partition(3), delay_until_ms=future),
+        item(
+            execution_id=in_partition(3),
+            policy=ExecutionPolicy(retry_policy=RetryPolicy(max_retries=1, backoff=FixedBackoff(delay_ms=1))),
+        ),
+        item(
+            execution_id=in_partition(3),
+            policy=ExecutionPolicy(timeout_policy=TimeoutPolicy(execution_deadline_ms=1_000)),
+        ),
+    ]
+    results = (await create(store, *batch)).results
+    tags = [type(result).__struct_config__.tag for result in results]
+    assert tags == ["created", "created", "created", "duplicate", "refused", "created", "created", "created"]
+    again = (await create(store, *batch)).results
+    tags = [type(result).__struct_config__.tag for result in again]
+    assert tags == ["duplicate"] * 4 + ["refused"] + ["duplicate"] * 3
+    leases = await claim(store, max_tasks=20)
+    given = {command.execution_id: command for command in batch}
+    assert leases[0].execution_id == batch[2].execution_id and leases[0].input == LARGE
+    assert len(leases) == 5
+    for lease in leases:
+        command = given[lease.execution_id]
+        assert lease.input == command.input
+        if command.policy is not None:
+            assert lease.policy.retry_policy == command.policy.retry_policy
+            assert lease.policy.timeout_policy == command.policy.timeout_policy
+        if lease.execution_id != same:
+            assert lease.tags == (command.tags or {})
+    report = await store.maintenance.fsck()
+    assert not report.findings, report.findings
+
+
+async def test_large_batches_are_few_calls(single: Server) -> None:
+    """Of a large batch some items lie in one partition each time, and cost one call; a small one is spread."""
+    async with opened(single.url, partitions=PartitionCounts()) as (backend,):
+        await create(backend, item())
+        with Line(single.port) as line:
+
+            def calls() -> int:
+                match = re.search(r"cmdstat_fcall:calls=(\d+)", str(line("INFO", "commandstats")))
+                return int(match[1]) if match else 0
+
+            before = calls()
+            await create(backend, *[item()] * 1_000)
+            assert 1_000 / 16 <= calls() - before < 300
+            before = calls()
+            results = (await create(backend, *[item()] * 50)).results
+            assert calls() - before > 30
+        created = [result.execution_id for result in results if type(result) is ExecutionCreated]
+        assert len({parse_execution_id(execution_id)[0] for execution_id in created}) > 20
 
 
 async def test_others_are_served_while_a_batch_is_created(single: Server) -> None:

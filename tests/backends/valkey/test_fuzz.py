@@ -305,6 +305,8 @@ class Generator:
         named += [self._key(kind, subject) for kind in function.optional_keys if chosen.random() < given]
         if function.name == "execution_complete":
             return self._completions(named)
+        if function.name == "execution_create":
+            return self._creates()
         for kind in function.repeated_keys:
             named += [self._key(kind, subject) for _ in range(chosen.choice((0, 1, 2, 2, 3)))]
         values: list[bytes] = []
@@ -313,8 +315,6 @@ class Generator:
                 values += self._rest(RESTS[function.name, argument.name], subject)
             elif argument.optional and chosen.random() < 0.2:
                 values.append(b"")
-            elif argument.name == "static":
-                values.append(self._static(named))
             else:
                 values.append(self._value(argument.name, argument.type, subject))
         return tuple(named), tuple(values)
@@ -347,6 +347,38 @@ class Generator:
                 b"" if is_staged else chosen.choice((b"", b"1")),
             ]
         return (*named, *staged), tuple(values)
+
+    def _creates(self) -> Vector:
+        """Make a vector that creates one to three executions of one partition, most of them of one route."""
+        chosen = self._random
+        first = chosen.choice(self._preferred if chosen.random() < 0.7 else self._subjects)
+        alike = [each for each in self._preferred if each.partition == first.partition]
+        subjects = [first, *chosen.sample(alike, min(chosen.choice((0, 0, 1, 2)), len(alike)))]
+        named = [self._key(kind, first) for kind in self._function.keys]
+        idempotent: list[bytes] = []
+        staged: list[bytes] = []
+        values = [chosen.choice((b"0", b"1", b"1", b"1"))]
+        for subject in subjects:
+            named.append(self._key("execution", subject))
+            if is_named := chosen.random() < 0.3:
+                idempotent.append(self._key("idempotency", subject))
+            payloads: list[bytes] = []
+            if chosen.random() < 0.2:
+                payloads.append(self._key("payload", subject))
+            staged += payloads
+            values += [
+                self._value("digest", "text", subject),
+                self._static([*named[: len(self._function.keys)], *payloads]),
+                b'{"kind":"k"}',
+                chosen.choice((b"", b'{"a.b":"c"}')),
+                b"" if payloads else chosen.choice((b"", b"1")),
+                self._value("priority", "int", subject),
+                b"" if chosen.random() < 0.7 else self._value("delay_until_ms", "int", subject),
+                self._value("window_ms", "int", subject),
+                str(int(is_named)).encode(),
+                str(len(payloads)).encode(),
+            ]
+        return (*named, *idempotent, *staged), tuple(values)
 
     def malformed(self) -> Vector:
         """Make a vector that looked right, with one to three things wrong."""

@@ -29,7 +29,7 @@ AGAIN: Final = frozenset(
 )
 """Codes of functions for their adapters; no caller ever sees them."""
 _NO_KEY: Final[Command] = ("PING",)
-MOVING: Final = "slot_migrating"
+MOVING: Final = b"slot_migrating"
 """Code of functions that met a slot on the move: nothing was written, the call is made again."""
 UNCONFIRMED: Final = "it is done, but no replica has confirmed it in time; repeating it is safe"
 
@@ -178,7 +178,7 @@ class Calls:
                 self.doubt(partition, rid)
                 raise
             answer = self._checked(replies, len(before))
-            if answer is not None and not (answer[0] != 1 and answer[0] == b"slot_migrating"):
+            if answer is not None and not (answer[0] != 1 and answer[0] == MOVING):
                 break
             left_s = deadline - time.monotonic()
             if left_s <= pause_s:

@@ -1,7 +1,8 @@
 """Creating executions in Valkey: one call each, or a thousand in a few pipelines.
 
-A create is one function call; an input that does not fit the record is staged before it in the same pipeline, under a
-key of its own, and adopted by the function. Whatever cannot be said in one round trip (a route nobody has registered,
+Creates of one partition and route share a function call, in which each has its own outcome; ids that a batch needs are
+minted some to a partition. An input that does not fit the record is staged before the call in the same pipeline, under
+a key of its own, and adopted by the function. Whatever cannot be said in one round trip (a route nobody has registered,
 a staged input that was gone) is answered by the function, put right here and repeated: a create is safe to repeat,
 because its id is fixed before it is sent. What must stay true: a staged key is only ever set when it does not exist,
 so a pipeline that is sent again cannot give an adopted payload back its expiry.
@@ -10,7 +11,7 @@ so a pipeline that is sent again cannot give an adopted payload back its expiry.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from flowfabric.backends import reply
 from flowfabric.backends.definitions import encode_definition
 from flowfabric.backends.valkey import keys
-from flowfabric.backends.valkey.calling import AGAIN, MOVING, UNCONFIRMED, Again, Calls
+from flowfabric.backends.valkey.calling import AGAIN, UNCONFIRMED, Calls
 from flowfabric.backends.valkey.catalog import Catalog
 from flowfabric.backends.valkey.keys import Partition, Partitions
 from flowfabric.backends.valkey.record import INLINE_BYTES_MAX, pack, static_of
@@ -72,9 +73,37 @@ class _Prepared(msgspec.Struct):
     minted: bool
     partition: Partition
     rid: str
-    keys: tuple[str, ...]
+    key: str
+    """Of the execution."""
+    idempotency: str | None
+    """The key of its idempotency key."""
+    payload: str | None
+    """The key under which its input is staged."""
     staged: tuple[Command, ...]
-    given: dict[str, Any]
+    values: tuple[Any, ...]
+    """What the function is told of it."""
+
+
+class _Call:
+    """Creates of one partition and route that are sent in one call."""
+
+    __slots__ = ("keys", "members")
+
+    def __init__(self) -> None:
+        self.members: list[tuple[int, _Prepared]] = []
+        self.keys: set[str | None] = set()
+
+    def takes(self, prepared: _Prepared) -> bool:
+        """Say whether a create may be part of it: what names the same execution must follow, not stand beside."""
+        return prepared.key not in self.keys and (
+            prepared.idempotency is None or prepared.idempotency not in self.keys
+        )
+
+    def add(self, at: int, prepared: _Prepared) -> None:
+        """Make a create part of it."""
+        self.members.append((at, prepared))
+        self.keys.add(prepared.key)
+        self.keys.add(prepared.idempotency)
 
 
 class _Batch:
@@ -115,9 +144,10 @@ class Creator:
         command.check()
         items = command.executions
         batch = _Batch()
+        minted = ids.mint_execution_ids(self._counts, len(items))
         outcomes = await asyncio.gather(
             *(
-                self._create_chunk(batch, items[start : start + CHUNK])
+                self._create_chunk(batch, items[start : start + CHUNK], minted)
                 for start in range(0, len(items), CHUNK)
             ),
             return_exceptions=True,
@@ -140,7 +170,9 @@ class Creator:
             )
         )
 
-    async def _create_chunk(self, batch: _Batch, items: Sequence[ExecutionCreate]) -> list[Outcome]:
+    async def _create_chunk(
+        self, batch: _Batch, items: Sequence[ExecutionCreate], minted: Iterator[ExecutionId]
+    ) -> list[Outcome]:
         """Create some of a batch; raise Unavailable when that failed for every one of them."""
         outcomes: list[Outcome | None] = [None] * len(items)
         left: list[tuple[int, _Prepared]] = []
@@ -149,14 +181,15 @@ class Creator:
         async with batch.window:
             if batch.failure is not None:
                 raise batch.failure
-            by_slot = self._prepare_chunk(items, outcomes)
-            answered = await asyncio.gather(*(self._send(group) for group in by_slot.values()))
-        for group, answers in zip(by_slot.values(), answered, strict=True):
-            for (at, prepared), answer in zip(group, answers, strict=True):
-                outcome = answer if isinstance(answer, Unavailable) else self._read(prepared, answer, heads)
-                outcomes[at] = outcome
-                if outcome is None:
-                    left.append((at, prepared))
+            by_slot = self._prepare_chunk(items, outcomes, minted)
+            answered = await asyncio.gather(*(self._send(calls) for calls in by_slot.values()))
+        for calls, answers in zip(by_slot.values(), answered, strict=True):
+            for call, answer in zip(calls, answers, strict=True):
+                for (at, prepared), item in zip(call.members, self._items(call, answer, heads), strict=True):
+                    outcome = item if isinstance(item, Unavailable) else _read(prepared, item)
+                    outcomes[at] = outcome
+                    if outcome is None:
+                        left.append((at, prepared))
         await asyncio.gather(
             *(self._announce(prepared, score) for prepared, score in heads.values()),
             *(self._finish(outcomes, at, prepared) for at, prepared in left),
@@ -170,60 +203,66 @@ class Creator:
         return found
 
     def _prepare_chunk(
-        self, items: Sequence[ExecutionCreate], outcomes: list[Outcome | None]
-    ) -> dict[int, list[tuple[int, _Prepared]]]:
+        self, items: Sequence[ExecutionCreate], outcomes: list[Outcome | None], minted: Iterator[ExecutionId]
+    ) -> dict[int, list[_Call]]:
         """Prepare what is sent, by slot; note refusals in `outcomes`."""
-        by_slot: dict[int, list[tuple[int, _Prepared]]] = {}
+        latest: dict[tuple[int, str], _Call] = {}
+        by_slot: dict[int, list[_Call]] = {}
         is_cluster = self._calls.client.is_cluster
         for at, item in enumerate(items):
             try:
                 item.check()
-                prepared = self._prepare(item)
+                prepared = self._prepare(item, minted)
             except Refused as refusal:
                 outcomes[at] = refusal
                 continue
-            # One server takes everything in one pipeline, whatever the slots.
-            by_slot.setdefault(prepared.partition.slot if is_cluster else 0, []).append((at, prepared))
+            partition = prepared.partition
+            call = latest.get((partition.number, prepared.rid))
+            if call is None or not call.takes(prepared):
+                call = latest[partition.number, prepared.rid] = _Call()
+                # One server takes everything in one pipeline, whatever the slots.
+                by_slot.setdefault(partition.slot if is_cluster else 0, []).append(call)
+            call.add(at, prepared)
         return by_slot
 
-    async def _send(self, group: Sequence[tuple[int, _Prepared]]) -> Sequence[Answer | Unavailable]:
-        """Send creates in one pipeline and return the replies of their functions, or why there are none."""
+    async def _send(self, calls: Sequence[_Call]) -> Sequence[Answer | Unavailable]:
+        """Send calls in one pipeline and return their replies, or why there are none."""
         commands: list[Command] = []
         places: list[int] = []
-        for _, prepared in group:
-            commands += prepared.staged
+        for call in calls:
+            for _, prepared in call.members:
+                commands += prepared.staged
             places.append(len(commands))
-            commands.append(self._calls.command(_CREATE, prepared.keys, **prepared.given))
+            names, given = self._call_of([prepared for _, prepared in call.members])
+            commands.append(self._calls.command(_CREATE, names, **given))
         try:
-            replies, is_confirmed = await self._calls.execute(group[0][1].partition, commands)
+            replies, is_confirmed = await self._calls.execute(calls[0].members[0][1].partition, commands)
         except Unavailable as error:
             if isinstance(error, OutcomeUnknown):
-                self._doubt(group)
-            return [error] * len(group)
+                self._doubt(calls)
+            return [error] * len(calls)
         except asyncio.CancelledError:
-            self._doubt(group)
+            self._doubt(calls)
             raise
         if not is_confirmed:
-            return [OutcomeUnknown(UNCONFIRMED)] * len(group)
+            return [OutcomeUnknown(UNCONFIRMED)] * len(calls)
         return [replies[place] for place in places]
 
-    def _doubt(self, group: Sequence[tuple[int, _Prepared]]) -> None:
-        for _, prepared in group:
+    def _doubt(self, calls: Sequence[_Call]) -> None:
+        for call in calls:
+            _, prepared = call.members[0]
             self._calls.doubt(prepared.partition, prepared.rid)
 
-    def _read(
-        self,
-        prepared: _Prepared,
-        answer: Answer,
-        heads: dict[tuple[int, str], tuple[_Prepared, int]],
-    ) -> Outcome | None:
-        """Return what a create in a pipeline came to; None when it has to be sent again by itself."""
-        if not isinstance(answer, list):
-            return None
-        code, head, due, *rest = answer
-        if code != 1:
-            text = reply.text(code)
-            return None if text in AGAIN or text == MOVING else reply.refusal(text, rest[0], rest[1:])
+    def _items(
+        self, call: _Call, answer: Answer | Unavailable, heads: dict[tuple[int, str], tuple[_Prepared, int]]
+    ) -> Sequence[Any]:
+        """Return what a call says of each of its members; None for what has to be sent again by itself."""
+        if isinstance(answer, Unavailable):
+            return [answer] * len(call.members)
+        if not isinstance(answer, list) or answer[0] != 1:
+            return [None] * len(call.members)
+        _, head, due, *items = answer
+        _, prepared = call.members[0]
         effects = self._calls.effects
         if effects is not None and isinstance(due, int):
             effects.due(prepared.partition, due)
@@ -232,7 +271,7 @@ class Creator:
             known = heads.get(place)
             if known is None or head < known[1]:
                 heads[place] = (prepared, head)
-        return _created(prepared, rest)
+        return items
 
     async def _announce(self, prepared: _Prepared, score: int) -> None:
         if self._calls.effects is not None:
@@ -248,33 +287,48 @@ class Creator:
     async def _create(self, prepared: _Prepared) -> Created:
         before = prepared.staged
         for _ in range(_TRIES):
-            try:
-                found = await self._calls.call(
-                    prepared.partition,
-                    _CREATE,
-                    prepared.keys,
-                    rid=prepared.rid,
-                    before=before,
-                    **prepared.given,
-                )
-                return _created(prepared, found)
-            except Again as again:
+            names, given = self._call_of([prepared])
+            (item,) = await self._calls.call(
+                prepared.partition, _CREATE, names, rid=prepared.rid, before=before, **given
+            )
+            outcome = _read(prepared, item)
+            if outcome is None:
                 # What was staged is still there, unless the answer says otherwise.
-                before = prepared.staged if again.code == "payload_missing" else ()
-                if again.code == "route_unregistered":
+                code = reply.text(item[0])
+                before = prepared.staged if code == "payload_missing" else ()
+                if code == "route_unregistered":
                     await self._catalog.register(prepared.definition)
-                    prepared.given["route_ok"] = True
+                continue
+            if isinstance(outcome, FlowFabricError):
+                raise outcome
+            return outcome
         raise Unavailable("the input could not be staged: the store is too slow, or its clock jumps")
 
-    def _prepare(self, command: ExecutionCreate) -> _Prepared:
-        """Work out what is sent; refuse an id that does not fit."""
+    def _call_of(self, members: Sequence[_Prepared]) -> tuple[list[str], dict[str, Any]]:
+        """Return the keys and the arguments of a call that creates these."""
+        first = members[0]
+        partition = first.partition
+        names = [partition.eligible(first.rid), partition.due, partition.all, partition.lanes]
+        names += [each.key for each in members]
+        names += [each.idempotency for each in members if each.idempotency is not None]
+        names += [each.payload for each in members if each.payload is not None]
+        creates = [value for each in members for value in each.values]
+        return names, {"route_ok": self._catalog.has_route(first.rid), "creates": creates}
+
+    def _prepare(self, command: ExecutionCreate, minted: Iterator[ExecutionId] | None = None) -> _Prepared:
+        """Work out what is sent; refuse an id that does not fit. `minted` are ids for creates that name none."""
         misplaced = place(command, self._counts)
         if misplaced is not None:
             raise misplaced
         defaults = self._catalog.defaults(command.namespace, command.kind)
-        execution_id = command.execution_id or ids.mint_execution_id(
-            self._counts, namespace=command.namespace, idempotency_key=command.idempotency_key
-        )
+        idempotency_key = command.idempotency_key
+        execution_id = command.execution_id
+        if execution_id is None and minted is not None and not idempotency_key:
+            execution_id = next(minted)
+        elif execution_id is None:
+            execution_id = ids.mint_execution_id(
+                self._counts, namespace=command.namespace, idempotency_key=idempotency_key
+            )
         definition = define(
             command,
             execution_id=execution_id,
@@ -284,37 +338,42 @@ class Creator:
         )
         partition = self._partitions.of(execution_id)
         rid = self._rid(definition)
-        named = [
-            partition.execution(execution_id[-36:]),
-            partition.eligible(rid),
-            partition.due,
-            partition.all,
-            partition.lanes,
-        ]
-        if command.idempotency_key is not None:
-            hashed = keys.idempotency_hash(command.namespace, command.idempotency_key)
-            named.append(partition.idempotency(hashed))
+        idempotency: str | None = None
+        if idempotency_key is not None:
+            idempotency = partition.idempotency(keys.idempotency_hash(command.namespace, idempotency_key))
         payload, nonce = command.input, None
         staged: tuple[Command, ...] = ()
+        payload_key: str | None = None
         if len(payload.data) > INLINE_BYTES_MAX:
             nonce = keys.fresh_nonce()
-            named.append(partition.payload(nonce))
-            staged = (stage(named[-1], payload.data),)
+            payload_key = partition.payload(nonce)
+            staged = (stage(payload_key, payload.data),)
         window_ms = definition.policy.dedup_window_ms
         priority = priority_of(command, defaults)
-        given = {
-            "route_ok": self._catalog.has_route(rid),
-            "digest": definition.digest,
-            "static": pack(static_of(definition, rid, nonce, payload.content_type, len(payload.data))),
-            "definition": encode_definition(definition),
-            "tags": _ENCODE_TAGS(command.tags) if command.tags else None,
-            "inline": payload.data if nonce is None else b"",
-            "priority": priority,
-            "delay_until_ms": command.delay_until_ms,
-            "window_ms": window_ms if window_ms is not None else limits.DEDUP_WINDOW_DEFAULT_MS,
-        }
+        delay_until_ms = command.delay_until_ms
+        values = (
+            definition.digest,
+            pack(static_of(definition, rid, nonce, payload.content_type, len(payload.data))),
+            encode_definition(definition),
+            _ENCODE_TAGS(command.tags) if command.tags else b"",
+            payload.data if nonce is None else b"",
+            priority,
+            "" if delay_until_ms is None else delay_until_ms,
+            window_ms if window_ms is not None else limits.DEDUP_WINDOW_DEFAULT_MS,
+            0 if idempotency is None else 1,
+            0 if nonce is None else 1,
+        )
         return _Prepared(
-            definition, priority, command.execution_id is None, partition, rid, tuple(named), staged, given
+            definition,
+            priority,
+            command.execution_id is None,
+            partition,
+            rid,
+            partition.execution(execution_id[-36:]),
+            idempotency,
+            payload_key,
+            staged,
+            values,
         )
 
     def _rid(self, definition: ExecutionDefinition) -> str:
@@ -325,6 +384,17 @@ class Creator:
                 self._rids.clear()
             rid = self._rids[key] = keys.route_id(*key)
         return rid
+
+
+def _read(prepared: _Prepared, item: Sequence[Any] | None) -> Outcome | None:
+    """Return what a create came to; None when it has to be sent again."""
+    if item is None:
+        return None
+    code, _, _, *rest = item
+    if code == 1:
+        return _created(prepared, rest)
+    text = reply.text(code)
+    return None if text in AGAIN else reply.refusal(text, rest[0], rest[1:])
 
 
 def _created(prepared: _Prepared, answer: Sequence[Any]) -> Created:

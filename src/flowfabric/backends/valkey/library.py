@@ -365,10 +365,15 @@ _TAKEN: Final = ("lane", "rid", "input", "absolute_deadline_ms", "relative_deadl
 
 
 def _static_reader() -> str:
-    """Return the Lua code that reads a definition as a caller sent it: nil unless every field is of its type."""
+    """Return the Lua code that reads a definition as a caller sent it: nil unless every field is of its type.
+
+    The latest are kept, but for those that name a payload, which are all different.
+    """
     fields = get_type_hints(Static)
     lines = [
+        "local READ, read_known = {}, 0",
         "local function read_static(s)",
+        "if READ[s] then return READ[s] end",
         f"local readable, {', '.join(fields)} = pcall(cmsgpack.unpack, s)",
         "if not readable then return nil end",
     ]
@@ -385,7 +390,11 @@ def _static_reader() -> str:
     lines += [
         "if max_retries and not (backoff_delay_ms and (backoff_kind == 'fixed'",
         "or backoff_max_ms and backoff_multiplier)) then return nil end",
-        f"return {', '.join(_TAKEN)}",
+        f"local known = {{ {', '.join(f'{field} = {field}' for field in _TAKEN)} }}",
+        "if input then return known end",
+        "if read_known >= 1024 then READ, read_known = {}, 0 end",
+        "READ[s], read_known = known, read_known + 1",
+        "return known",
         "end",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
--- The usual way of an execution: leased for its first attempt, completed by its holder. What `take` and `finish` do to a
+-- The usual way of an execution: created eligible, leased for its first attempt, completed by its holder. What `take` and `finish` do to a
 -- loaded record is done here to its fields as they come out of the store, because making a table of a record costs more
 -- than all else. Whatever is not usual is left to them. `$core` stands for the core fields in their order.
 
@@ -20,7 +20,28 @@ local function usual_entries(entries, uuid, due_at_ms, holder, is_leased)
   end
 end
 
--- luacheck: push ignore 311 631
+-- luacheck: push ignore 221 311 631
+-- Make the record of a new execution: packed, its public state, its score when it is eligible, and its timer.
+local function created(c, now)
+  if c.delay_until_ms or c.absolute_ms or c.relative_ms then
+    local delayed = c.delay_until_ms and c.delay_until_ms > now
+    local vector = delayed and S.DELAYED.waiting_for_delay.pending_first_attempt or S.ELIGIBLE.pending_first_attempt
+    local r = {
+      vector = vector, priority = c.priority, eligible_since_ms = delayed and c.delay_until_ms or now,
+      created_at_ms = now, run_started_at_ms = now, last_mutation_at_ms = now, history_count = 0, lease_epoch = 0,
+      total_attempt_count = 0, retry_count = 0, reclaim_count = 0, replay_count = 0,
+      not_before_ms = delayed and c.delay_until_ms or nil, deadline_at_ms = deadline_at(c.absolute_ms, c.relative_ms, now),
+    }
+    r.due_kind, r.due_at_ms = timer_of(r)
+    return dump(r), S.public[vector], not delayed and score_of(r), r.due_at_ms
+  end
+  local $core
+  vector, priority, eligible_since_ms = S.ELIGIBLE.pending_first_attempt, c.priority, now
+  created_at_ms, run_started_at_ms, last_mutation_at_ms = now, now, now
+  history_count, lease_epoch, total_attempt_count = 0, 0, 0
+  return cmsgpack.pack(false, $core), S.public[vector], now - priority * 1e12, nil
+end
+
 -- Lease an execution whose stored fields are `v` and `d`; the packed record, or nil when it is not a usual one.
 local function usual_take(K, uuid, v, d, now, worker, instance, ttl, claim, lease, attempt)
   if not is_usual(v, S.ELIGIBLE.pending_first_attempt) then
