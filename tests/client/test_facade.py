@@ -281,6 +281,8 @@ async def test_refused_items_do_not_take_the_others_along(client: Client) -> Non
     assert isinstance(matched, SubmitManyFailed) and matched.runs is runs and rest is None
     with pytest.raises(Misuse, match="2 keys"):
         await client.submit_many("count", [{}], keys=["a", "b"])
+    with pytest.raises(TypeError, match="unknown options: prioriti"):
+        await client.submit_many("count", [{}], prioriti=1)  # type: ignore[call-arg]
 
 
 async def test_runs_are_listed_newest_first(client: Client) -> None:

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, Unpack, overload
 
 from flowfabric.client.batches import CHUNK_DEFAULT
 from flowfabric.client.connecting import TIMEOUT_S, Target, Timers
@@ -25,6 +25,7 @@ from flowfabric.client.portal import Portal
 from flowfabric.client.progress import Report
 from flowfabric.client.run import Other, Run, RunFrame
 from flowfabric.client.submittable import ResultT, ResultT_co, Submittable
+from flowfabric.client.submitting import SubmitOptions
 from flowfabric.contract import ids
 from flowfabric.contract.attempt import AttemptInfo
 from flowfabric.contract.backend import Backend
@@ -262,15 +263,9 @@ class BlockingClient:
         /,
         *,
         keys: Sequence[str | None] | None = None,
-        lane: str | None = None,
-        priority: int | None = None,
-        tags: Mapping[str, str] | None = None,
-        policy: ExecutionPolicy | None = None,
-        delay: Duration | datetime | None = None,
-        deadline: Duration | datetime | None = None,
-        namespace: str | None = None,
         progress: bool | Report | None = None,
         chunk: int = CHUNK_DEFAULT,
+        **options: Unpack[SubmitOptions],
     ) -> builtins.list[BlockingRun[ResultT]]:
         """Submit a task once per set of arguments and return the runs in order. See `Client.submit_many`.
 
@@ -279,18 +274,7 @@ class BlockingClient:
         try:
             runs = self._connection.call(
                 lambda client: client.submit_many(
-                    task,
-                    arguments,
-                    keys=keys,
-                    lane=lane,
-                    priority=priority,
-                    tags=tags,
-                    policy=policy,
-                    delay=delay,
-                    deadline=deadline,
-                    namespace=namespace,
-                    progress=progress,
-                    chunk=chunk,
+                    task, arguments, keys=keys, progress=progress, chunk=chunk, **options
                 )
             )
         except SubmitManyFailed as error:

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 
 from flowfabric import backends
 from flowfabric.backends.inside import Outcome
-from flowfabric.client.durations import Duration, instant_ms, milliseconds
+from flowfabric.client.durations import Duration
 from flowfabric.client.errors import SubmitManyFailed
-from flowfabric.client.facade import Submission
-from flowfabric.client.submittable import NamedTask, Submittable
+from flowfabric.client.submittable import Submittable
+from flowfabric.client.submitting import Options, SubmitOptions, known_task, many_options, merged
 from flowfabric.contract import ids
-from flowfabric.contract.errors import FlowFabricError, Misuse
+from flowfabric.contract.errors import FlowFabricError
 from flowfabric.contract.execution import ExecutionCreate, ExecutionDuplicate
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.policies import ExecutionPolicy
-from flowfabric.telemetry import trace
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -33,39 +32,6 @@ class Enqueued(msgspec.Struct, frozen=True):
     id: ExecutionId
     duplicate: bool = False
     """The same had been submitted before: this is the earlier run."""
-
-
-class _Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to enqueue, beside what."""
-
-    lane: str | None
-    priority: int | None
-    tags: Mapping[str, str] | None
-    policy: ExecutionPolicy | None
-    delay: Duration | datetime | None
-    deadline: Duration | datetime | None
-    namespace: str
-    traceparent: str | None = None
-
-    @property
-    def needs_now(self) -> bool:
-        """Whether an instant counts from the store's time, which is the one that decides."""
-        return any(
-            value is not None and not isinstance(value, datetime) for value in (self.delay, self.deadline)
-        )
-
-    def submission(self, now_ms: int) -> Submission:
-        """Return the same as a client submits with."""
-        return Submission(
-            namespace=self.namespace,
-            lane=self.lane,
-            priority=self.priority,
-            tags=self.tags,
-            policy=self.policy,
-            delay_until_ms=_instant(self.delay, "delay", now_ms),
-            deadline_at_ms=_instant(self.deadline, "deadline", now_ms),
-            traceparent=self.traceparent if self.traceparent is not None else trace.current_traceparent(),
-        )
 
 
 async def enqueue(  # noqa: PLR0913 -- options, each given by name
@@ -99,7 +65,7 @@ async def enqueue(  # noqa: PLR0913 -- options, each given by name
     connection itself raises is passed on.
     """
     transaction = backends.inside(connection, schema=schema)
-    options = _Options(
+    options = Options(
         lane=lane,
         priority=priority,
         tags=tags,
@@ -111,7 +77,7 @@ async def enqueue(  # noqa: PLR0913 -- options, each given by name
     )
     now_ms = await transaction.now_ms() if options.needs_now else 0
     command = options.submission(now_ms).create(
-        _known(task), _merged(arguments, keywords), idempotency_key, execution_id
+        known_task(task), merged(arguments, keywords), idempotency_key, execution_id
     )
     return _one(command, await transaction.create_many([command]))
 
@@ -141,7 +107,7 @@ def enqueue_sync(  # noqa: PLR0913 -- options, each given by name
     `enqueue`.
     """
     transaction = backends.inside(connection, schema=schema)
-    options = _Options(
+    options = Options(
         lane=lane,
         priority=priority,
         tags=tags,
@@ -153,7 +119,7 @@ def enqueue_sync(  # noqa: PLR0913 -- options, each given by name
     )
     now_ms = transaction.now_ms_sync() if options.needs_now else 0
     command = options.submission(now_ms).create(
-        _known(task), _merged(arguments, keywords), idempotency_key, execution_id
+        known_task(task), merged(arguments, keywords), idempotency_key, execution_id
     )
     return _one(command, transaction.create_many_sync([command]))
 
@@ -165,14 +131,8 @@ async def enqueue_many(
     /,
     *,
     keys: Sequence[str | None] | None = None,
-    lane: str | None = None,
-    priority: int | None = None,
-    tags: Mapping[str, str] | None = None,
-    policy: ExecutionPolicy | None = None,
-    delay: Duration | datetime | None = None,
-    deadline: Duration | datetime | None = None,
-    namespace: str = ids.DEFAULT_NAMESPACE,
     schema: str | None = None,
+    **options: Unpack[SubmitOptions],
 ) -> list[Enqueued]:
     """Submit a task once per set of arguments inside the transaction that is under way on a connection.
 
@@ -182,17 +142,9 @@ async def enqueue_many(
     were enqueued all the same, and are submitted if the transaction is committed nevertheless.
     """
     transaction = backends.inside(connection, schema=schema)
-    options = _Options(
-        lane=lane,
-        priority=priority,
-        tags=tags,
-        policy=policy,
-        delay=delay,
-        deadline=deadline,
-        namespace=namespace,
-    )
-    now_ms = await transaction.now_ms() if options.needs_now else 0
-    commands = _commands(options.submission(now_ms), _known(task), arguments, keys)
+    how = many_options(options, ids.DEFAULT_NAMESPACE)
+    now_ms = await transaction.now_ms() if how.needs_now else 0
+    commands = how.submission(now_ms).create_each(known_task(task), arguments, keys)
     return _many(commands, await transaction.create_many(commands))
 
 
@@ -203,48 +155,18 @@ def enqueue_many_sync(
     /,
     *,
     keys: Sequence[str | None] | None = None,
-    lane: str | None = None,
-    priority: int | None = None,
-    tags: Mapping[str, str] | None = None,
-    policy: ExecutionPolicy | None = None,
-    delay: Duration | datetime | None = None,
-    deadline: Duration | datetime | None = None,
-    namespace: str = ids.DEFAULT_NAMESPACE,
     schema: str | None = None,
+    **options: Unpack[SubmitOptions],
 ) -> list[Enqueued]:
     """Submit a task once per set of arguments inside the transaction that is under way on a connection that blocks.
 
     Everything is as in `enqueue_many`.
     """
     transaction = backends.inside(connection, schema=schema)
-    options = _Options(
-        lane=lane,
-        priority=priority,
-        tags=tags,
-        policy=policy,
-        delay=delay,
-        deadline=deadline,
-        namespace=namespace,
-    )
-    now_ms = transaction.now_ms_sync() if options.needs_now else 0
-    commands = _commands(options.submission(now_ms), _known(task), arguments, keys)
+    how = many_options(options, ids.DEFAULT_NAMESPACE)
+    now_ms = transaction.now_ms_sync() if how.needs_now else 0
+    commands = how.submission(now_ms).create_each(known_task(task), arguments, keys)
     return _many(commands, transaction.create_many_sync(commands))
-
-
-def _commands(
-    how: Submission,
-    task: Submittable[Any],
-    arguments: Sequence[Mapping[str, Any]],
-    keys: Sequence[str | None] | None,
-) -> list[ExecutionCreate]:
-    if keys is not None and len(keys) != len(arguments):
-        raise Misuse(
-            f"{len(keys)} keys for {len(arguments)} sets of arguments: give one each, or None for none"
-        )
-    return [
-        how.create(task, given, None if keys is None else keys[index])
-        for index, given in enumerate(arguments)
-    ]
 
 
 def _one(command: ExecutionCreate, outcomes: Sequence[Outcome]) -> Enqueued:
@@ -277,24 +199,3 @@ def _enqueued(command: ExecutionCreate, outcome: Outcome) -> Enqueued:
     if isinstance(outcome, FlowFabricError):
         raise outcome
     return Enqueued(outcome.execution_id, isinstance(outcome, ExecutionDuplicate))
-
-
-def _known(task: Submittable[Any] | str) -> Submittable[Any]:
-    return NamedTask(task) if isinstance(task, str) else task
-
-
-def _merged(arguments: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-    if arguments is None:
-        return keywords
-    twice = sorted(arguments.keys() & keywords.keys())
-    if twice:
-        raise Misuse(f"given twice, in arguments and as keywords: {', '.join(twice)}")
-    return {**arguments, **keywords}
-
-
-def _instant(value: Duration | datetime | None, field: str, now_ms: int) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        return instant_ms(value, field)
-    return now_ms + milliseconds(value, field)

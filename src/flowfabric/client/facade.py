@@ -10,76 +10,30 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 
 from flowfabric.client.batches import CHUNK_DEFAULT, create_all
-from flowfabric.client.durations import Duration, instant_ms, milliseconds
+from flowfabric.client.durations import Duration, instant_ms
 from flowfabric.client.errors import SubmitManyFailed
 from flowfabric.client.following import Follow, follow_by_polling
 from flowfabric.client.progress import Report, shown
 from flowfabric.client.run import Run
-from flowfabric.client.submittable import NamedTask, ResultT, Submittable
+from flowfabric.client.submittable import ResultT, Submittable
+from flowfabric.client.submitting import Options, Submission, SubmitOptions, known_task, many_options, merged
 from flowfabric.contract import ids, limits
 from flowfabric.contract.backend import Stores
 from flowfabric.contract.errors import FlowFabricError, Misuse
 from flowfabric.contract.execution import (
-    ExecutionCreate,
     ExecutionCreated,
     ExecutionDuplicate,
     ExecutionInfo,
     ExecutionList,
 )
 from flowfabric.contract.ids import ExecutionId, Lane, Namespace
-from flowfabric.contract.policies import ExecutionPolicy, fill_policy
+from flowfabric.contract.policies import ExecutionPolicy
 from flowfabric.contract.states import PublicState
-from flowfabric.telemetry import trace
-
-
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """How to submit, beside what: the options of `Client.submit` as one record."""
-
-    namespace: str
-    lane: str | None
-    priority: int | None
-    tags: Mapping[str, str] | None
-    policy: ExecutionPolicy | None
-    delay_until_ms: int | None
-    deadline_at_ms: int | None
-    traceparent: str | None
-
-    def create(
-        self,
-        task: Submittable[Any],
-        arguments: Mapping[str, Any],
-        idempotency_key: str | None,
-        execution_id: str | None = None,
-    ) -> ExecutionCreate:
-        """Build the command for one set of arguments; the task's own defaults fill what is not given.
-
-        A task object carries its defaults with it, so they hold even before any worker has published them.
-        """
-        defaults = task.defaults
-        lane, priority, policy = self.lane, self.priority, self.policy
-        if defaults is not None:
-            lane = lane if lane is not None else defaults.lane
-            priority = priority if priority is not None else defaults.priority
-            policy = fill_policy(policy, defaults.policy)
-        return ExecutionCreate(
-            execution_id=None if execution_id is None else ExecutionId(execution_id),
-            namespace=Namespace(self.namespace),
-            lane=None if lane is None else Lane(lane),
-            kind=ids.Kind(task.name),
-            input=task.encode_arguments(arguments),
-            priority=priority,
-            idempotency_key=idempotency_key,
-            tags=dict(self.tags or {}),
-            policy=policy,
-            delay_until_ms=self.delay_until_ms,
-            deadline_at_ms=self.deadline_at_ms,
-            traceparent=self.traceparent,
-        )
 
 
 class Client:
@@ -152,18 +106,20 @@ class Client:
         `idempotency_conflict`, `lane_not_accepting`, `route_limit_exceeded`. Raises: `Misuse` for arguments that
         cannot be written as JSON, `Unavailable`, `OutcomeUnknown`.
         """
-        known = _known(task)
+        known = known_task(task)
         how = await self._submission(
-            namespace=namespace,
-            lane=lane,
-            priority=priority,
-            tags=tags,
-            policy=policy,
-            delay=delay,
-            deadline=deadline,
-            traceparent=traceparent,
+            Options(
+                namespace=namespace if namespace is not None else self._namespace,
+                lane=lane,
+                priority=priority,
+                tags=tags,
+                policy=policy,
+                delay=delay,
+                deadline=deadline,
+                traceparent=traceparent,
+            )
         )
-        command = how.create(known, _merged(arguments, keywords), idempotency_key, execution_id)
+        command = how.create(known, merged(arguments, keywords), idempotency_key, execution_id)
         created = await self._stores.execution.create(command)
         return self._submitted(created, known, named=idempotency_key is not None or execution_id is not None)
 
@@ -174,15 +130,9 @@ class Client:
         /,
         *,
         keys: Sequence[str | None] | None = None,
-        lane: str | None = None,
-        priority: int | None = None,
-        tags: Mapping[str, str] | None = None,
-        policy: ExecutionPolicy | None = None,
-        delay: Duration | datetime | None = None,
-        deadline: Duration | datetime | None = None,
-        namespace: str | None = None,
         progress: bool | Report | None = None,
         chunk: int = CHUNK_DEFAULT,
+        **options: Unpack[SubmitOptions],
     ) -> list[Run[ResultT]]:
         """Submit a task once per set of arguments, in as few round trips as fit, and return the runs in order.
 
@@ -193,27 +143,11 @@ class Client:
         Raises: `SubmitManyFailed`, a group of the refusals of single items, when there are any; its `runs` are those
         that were submitted all the same.
         """
-        if keys is not None and len(keys) != len(arguments):
-            raise Misuse(
-                f"{len(keys)} keys for {len(arguments)} sets of arguments: give one each, or None for none"
-            )
         if not 1 <= chunk <= limits.CREATE_MANY_MAX:
             raise Misuse(f"chunk is 1 to {limits.CREATE_MANY_MAX}, not {chunk}")
-        known = _known(task)
-        how = await self._submission(
-            namespace=namespace,
-            lane=lane,
-            priority=priority,
-            tags=tags,
-            policy=policy,
-            delay=delay,
-            deadline=deadline,
-            traceparent=None,
-        )
-        items = [
-            how.create(known, given, None if keys is None else keys[index])
-            for index, given in enumerate(arguments)
-        ]
+        known = known_task(task)
+        how = await self._submission(many_options(options, self._namespace))
+        items = how.create_each(known, arguments, keys)
         with shown(progress, f"submitting {known.name}", len(items)) as report:
             outcomes = await create_all(self._stores, items, count_max=chunk, report=report)
         runs = [
@@ -283,54 +217,12 @@ class Client:
         duplicate = named and isinstance(outcome, ExecutionDuplicate)
         return Run(self._stores, self._follow, outcome.execution_id, task=task, duplicate=duplicate)
 
-    async def _submission(
-        self,
-        *,
-        namespace: str | None,
-        lane: str | None,
-        priority: int | None,
-        tags: Mapping[str, str] | None,
-        policy: ExecutionPolicy | None,
-        delay: Duration | datetime | None,
-        deadline: Duration | datetime | None,
-        traceparent: str | None,
-    ) -> Submission:
-        return Submission(
-            namespace=namespace if namespace is not None else self._namespace,
-            lane=lane,
-            priority=priority,
-            tags=tags,
-            policy=policy,
-            delay_until_ms=await self._instant(delay, "delay"),
-            deadline_at_ms=await self._instant(deadline, "deadline"),
-            traceparent=traceparent if traceparent is not None else trace.current_traceparent(),
-        )
-
-    async def _instant(self, value: Duration | datetime | None, field: str) -> int | None:
-        if value is None:
-            return None
-        if isinstance(value, datetime):
-            return instant_ms(value, field)
-        # Counted on the store's clock, which is the one that decides, not on this machine's.
-        length_ms = milliseconds(value, field)
-        now_ms = await self._now_ms() if self._now_ms is not None else time.time_ns() // 1_000_000
-        return now_ms + length_ms
-
-
-def _known(task: Submittable[ResultT] | str) -> Submittable[ResultT]:
-    if isinstance(task, str):
-        named: Submittable[Any] = NamedTask(task)
-        return named
-    return task
-
-
-def _merged(arguments: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-    if arguments is None:
-        return keywords
-    twice = sorted(arguments.keys() & keywords.keys())
-    if twice:
-        raise Misuse(f"given twice, in arguments and as keywords: {', '.join(twice)}")
-    return {**arguments, **keywords}
+    async def _submission(self, options: Options) -> Submission:
+        now_ms = 0
+        if options.needs_now:
+            # Counted on the store's clock, which is the one that decides, not on this machine's.
+            now_ms = await self._now_ms() if self._now_ms is not None else time.time_ns() // 1_000_000
+        return options.submission(now_ms)
 
 
 def _state(text: PublicState | str) -> PublicState:
