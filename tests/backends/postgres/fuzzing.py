@@ -318,8 +318,6 @@ class Generator:
             values[-1] = [json.dumps({"kind": kind}).encode() for kind in values[-2]]
         if self.function.name == "execution_complete" and None in values[-2:]:
             values[-2:] = [None, None]
-        if self.function.name == "worker_renewed":
-            values[-1] = [self._random.choice(WORDS["instance"]) for _ in values[-2]]
         return values
 
     def malformed(self) -> Values:

@@ -13,6 +13,7 @@ from flowfabric.contract import limits
 from flowfabric.contract.errors import InstanceReassigned, WorkerNotRegistered
 from flowfabric.contract.execution import ExecutionCreate, ExecutionDescribe
 from flowfabric.contract.ids import Kind, Lane, Namespace, WorkerId, WorkerInstance
+from flowfabric.contract.lease import LeaseRenew
 from flowfabric.contract.policies import KindDefaults
 from flowfabric.contract.worker import (
     WorkerExpire,
@@ -22,7 +23,7 @@ from flowfabric.contract.worker import (
     WorkerRegister,
     WorkerRegistered,
 )
-from tests.backends.postgres.work import claim, create_many, opened, store_of
+from tests.backends.postgres.work import claim, create_many, opened
 from tests.postgres.servers import Node
 
 INSTANCE = WorkerInstance("i")
@@ -60,44 +61,34 @@ async def due(url: str) -> dict[str, int]:
     return {f"{row['namespace']} {row['instance']}": row["due_at_ms"] for row in found}
 
 
-async def test_renewals_of_one_turn_are_one_call(still_node: Node, clock: ManualClock) -> None:
-    """A process that renews a hundred leases at once counts the heartbeats in one call."""
+async def test_renewals_are_heartbeats(still_node: Node, clock: ManualClock) -> None:
+    """Renewing many leases at once counts as one heartbeat of each worker; who is not registered stays so."""
     async with opened(still_node.url, clock=clock) as (backend,):
         await register(backend, "i", "j")
         await register(backend, "i", namespace="other")
+        await create_many(backend, [ExecutionCreate(kind=Kind("k"))] * 30)
+        leases = [lease for worker in "ijk" for lease in await claim(backend, worker, max_tasks=10)]
+        assert len(leases) == 30
+        before_ms = clock.now_ms() + 1_000
         clock.advance(10)
-        calls = store_of(backend).calls
-        called: list[str] = []
-        call = calls.call
-
-        async def counted(function: str, *arguments: object, **options: float) -> list[object]:
-            called.append(function)
-            return await call(function, *arguments, **options)
-
-        calls.call = counted  # type: ignore[method-assign]
-        await asyncio.gather(
-            *(
-                backend.worker.renewed(namespace, instance)
-                for namespace in ("default", "other")
-                for instance in "ijk" * 30
-            )
-        )
-        assert called == ["worker_renewed"]
+        renewals = [LeaseRenew(execution_id=lease.execution_id, fence=lease.fence) for lease in leases]
+        await asyncio.gather(*map(backend.lease.renew, renewals))
         until_ms = clock.now_ms() + 1_000
         assert await due(still_node.url) == {
             "default i": until_ms,
             "default j": until_ms,
-            "other i": until_ms,
+            "other i": before_ms,
         }
 
 
-async def test_a_renewal_never_refuses(still_node: Node, clock: ManualClock) -> None:
-    """An instance that is not registered, or lapsed, stays so."""
+async def test_a_renewal_does_not_bring_a_worker_back(still_node: Node, clock: ManualClock) -> None:
+    """An instance whose heartbeats lapsed stays so, however often it renews its leases."""
     async with opened(still_node.url, clock=clock) as (backend,):
-        await backend.worker.renewed("default", "nobody")
         await register(backend, "i")
+        await create_many(backend, [ExecutionCreate(kind=Kind("k"))])
+        (lease,) = await claim(backend, "i")
         clock.advance(1_000)
-        await backend.worker.renewed("default", "i")
+        await backend.lease.renew(LeaseRenew(execution_id=lease.execution_id, fence=lease.fence))
         with pytest.raises(WorkerNotRegistered):
             await backend.worker.heartbeat(WorkerHeartbeat(worker_instance=INSTANCE))
         assert (await backend.worker.list(WorkerList())).workers[0].last_heartbeat_at_ms == (

@@ -104,7 +104,6 @@ class PostgresBackend:
         """Hand back what this process holds of the store while it can still be told."""
         await self.lease.close()
         await self._wakes.close()
-        await self.worker.close()
 
     def _clock_moved(self) -> None:
         deliver(self._store.bells.ring_due(0))

@@ -7,8 +7,6 @@ together.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -55,9 +53,6 @@ class PostgresWorkers:
         self._calls = store.calls
         self._catalog = catalog
         self._sql = store.sql("sql/queries/worker.sql")
-        self._renewals: set[tuple[str, str]] = set()
-        self._next_write: asyncio.Task[None] | None = None
-        self._writes: Final[set[asyncio.Task[None]]] = set()
 
     async def register(self, command: WorkerRegister) -> WorkerRegistered:
         """Register an instance, and publish the defaults of its kinds."""
@@ -142,35 +137,6 @@ class PostgresWorkers:
         """Read the instances of a namespace whose heartbeat has not lapsed (the first 10,000 by name)."""
         found = await self._calls.rows(self._sql["live"], namespace, now_ms, _LIVE_MAX)
         return [_record(row) for row in found]
-
-    async def renewed(self, namespace: str, instance: str) -> None:
-        """Count a lease's renewal as the worker's heartbeat; a worker that is not registered stays so.
-
-        The renewal has happened by now, so a store that fails just then is no reason to say otherwise.
-        """
-        self._renewals.add((namespace, instance))
-        if self._next_write is None:
-            self._next_write = asyncio.create_task(self._write_renewals())
-            self._writes.add(self._next_write)
-            self._next_write.add_done_callback(self._writes.discard)
-        await asyncio.shield(self._next_write)
-
-    async def close(self) -> None:
-        """Wait until nothing of this is under way."""
-        await asyncio.gather(*self._writes, return_exceptions=True)
-
-    # Private ------------------------------------------------------------------------------------------------------
-
-    async def _write_renewals(self) -> None:
-        # Whoever renews in this turn of the event loop is in the same call.
-        await asyncio.sleep(0)
-        renewals, self._renewals, self._next_write = sorted(self._renewals), set(), None
-        with contextlib.suppress(Unavailable):
-            await self._calls.call(
-                "worker_renewed",
-                [namespace for namespace, _ in renewals],
-                [instance for _, instance in renewals],
-            )
 
 
 def _record(row: Any) -> WorkerRecord:

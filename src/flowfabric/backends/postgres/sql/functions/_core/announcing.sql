@@ -64,19 +64,6 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ff._announce_changes(p_ids uuid[]) RETURNS void
-LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    v_id uuid;
-BEGIN
-    FOREACH v_id IN ARRAY p_ids LOOP
-        IF ff._is_heard('change', ff._change_bucket(v_id)) THEN
-            PERFORM ff._notify('x ' || v_id);
-        END IF;
-    END LOOP;
-END
-$$;
-
 -- Something is due at this instant (null: nothing). Processes with timers look at the earliest one every 5 s, so that
 -- only what is due sooner is announced, with room for the time until the commit.
 CREATE FUNCTION ff._announce_due(p_at_ms bigint) RETURNS void
