@@ -17,6 +17,7 @@ from flowfabric.contract.errors import (
     ExecutionNotFound,
     FlowFabricError,
     InvalidInput,
+    InvalidJson,
     OutcomeUnknown,
     PayloadTooLarge,
     Unauthorized,
@@ -34,6 +35,7 @@ from flowfabric.contract.execution import (
     ResultCompleted,
 )
 from flowfabric.contract.ids import ExecutionId, Kind
+from flowfabric.contract.lease import LeaseRenew, LeaseRenewed
 from flowfabric.contract.operations import OPERATIONS
 from flowfabric.contract.payloads import Payload
 from tests.client.conftest import Served
@@ -230,7 +232,7 @@ async def test_deadlines_of_their_own(served: Served) -> None:
     exchange = transport.exchange
 
     async def noted(request: Request, timeout_s: float) -> Answer:
-        sent.append((request.path, timeout_s))
+        sent.append((request.path, round(timeout_s, 1)))
         return await exchange(request, timeout_s)
 
     transport.exchange = noted
@@ -255,12 +257,54 @@ async def test_a_closed_client(proxy: CuttingProxy, stores: HttpStores) -> None:
     assert all(isinstance(result, FlowFabricError) for result in results)
 
 
-async def test_a_server_that_knows_no_batches(served: Served) -> None:
-    """Against a server of before batches, calls of one turn are sent one by one, from then on at once."""
+async def test_renewals_wait_for_nobody(served: Served, stores: HttpStores) -> None:
+    """Leases are renewed each by itself: one that takes long keeps nobody from knowing that another is safe."""
+    await asyncio.gather(*(stores.execution.create(CREATE) for _ in range(3)))
+    leases = await claim(stores, tasks=3)
+    renew, goes_on = served.backend.lease.renew, asyncio.Event()
+
+    async def stuck(command: LeaseRenew) -> LeaseRenewed:
+        if command.execution_id == leases[0].execution_id:
+            await goes_on.wait()
+        return await renew(command)
+
+    served.backend.lease.renew = stuck
+    first, *others = (
+        asyncio.create_task(
+            stores.lease.renew(LeaseRenew(execution_id=lease.execution_id, fence=lease.fence))
+        )
+        for lease in leases
+    )
+    async with asyncio.timeout(10):
+        await asyncio.gather(*others)
+    assert not first.done()
+    goes_on.set()
+    await first
+
+
+async def test_what_no_server_can_read_costs_the_others_nothing(served: Served) -> None:
+    """When one input is nested so deeply that the server refuses its whole batch, what went along is created."""
+    stores = HttpStores(served.url)
+    await stores.capabilities()
+    for depth in range(900, 1_000):
+        deep = ExecutionCreate(kind=Kind("k"), input=Payload(b"[" * depth + b"]" * depth))
+        nested, plain = await asyncio.gather(
+            stores.execution.create(deep), stores.execution.create(CREATE), return_exceptions=True
+        )
+        assert isinstance(nested, InvalidJson | ExecutionCreated)
+        assert isinstance(plain, ExecutionCreated), depth
+    await stores.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "batches"), [("404 Not Found", 1), ("403 Forbidden", 2), ("413 Too Large", 2)]
+)
+async def test_who_takes_no_batches(served: Served, status: str, batches: int) -> None:
+    """Where a server of before batches, or a proxy, refuses them, calls of one turn are sent one by one."""
     asked: list[bytes] = []
 
     async def older(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer that there is no such path; pass everything else on to the real server."""
+        """Refuse a batch; pass everything else on to the real server."""
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", served.port)
         try:
             while True:
@@ -276,7 +320,7 @@ async def test_a_server_that_knows_no_batches(served: Served) -> None:
                 body = await reader.readexactly(length)
                 asked.append(head.split(b" ")[1])
                 if asked[-1] == b"/v1/batch":
-                    writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                    writer.write(f"HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n".encode())
                     continue
                 up_writer.write(head + body)
                 answer = await up_reader.readuntil(b"\r\n\r\n")
@@ -297,7 +341,7 @@ async def test_a_server_that_knows_no_batches(served: Served) -> None:
     await stores.capabilities()
     for _ in range(2):
         await asyncio.gather(*(stores.execution.create(CREATE) for _ in range(3)))
-    assert asked.count(b"/v1/batch") == 1 and asked.count(b"/v1/executions") == 6
+    assert asked.count(b"/v1/batch") == batches and asked.count(b"/v1/executions") == 6
     await stores.close()
     server.close()
     await server.wait_closed()

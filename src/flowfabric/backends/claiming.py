@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from flowfabric.backends.bells import Bells, ClaimWaiter, Topic
-from flowfabric.contract.errors import Unavailable
+from flowfabric.contract.errors import OutcomeUnknown
 from flowfabric.contract.ids import ClaimId
 from flowfabric.contract.lease import Lease, LeaseClaim, LeaseRelease, LeasesClaimed
 
@@ -141,7 +141,7 @@ class Claiming:
             leases = await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise Unavailable(self._closed) from None
+                raise OutcomeUnknown(f"{self._closed}; the call may have been sent") from None
             handing_back = asyncio.create_task(self._abandoned(command, task, used))
             self._handing_back.add(handing_back)
             handing_back.add_done_callback(self._handing_back.discard)

@@ -22,8 +22,12 @@ CALL_BYTES_MAX: Final = 64 * 1024
 TOGETHER_BYTES_MAX: Final = 512 * 1024
 TIMEOUT_SPREAD_S: Final = 0.25
 """Calls travel together whose deadlines are this close; the nearest one counts for all."""
-_OWN_WAY: Final = (404, 405)
+ALONE: Final = frozenset(("lease.renew",))
+"""What never waits for the answers of others: a lease whose renewal is not confirmed in time counts as lost."""
+_NO_BATCHES: Final = (404, 405)
 """What a server answers that knows no batches."""
+_ABOUT_ALL: Final = (401, 408, 425, 429)
+"""Refusals that concern who asks and when; any other may concern one call, or batches as such."""
 
 
 class Joiner:
@@ -41,8 +45,9 @@ class Joiner:
         Raises: as `Transport.exchange`; `PayloadTooLarge` before anything is sent.
         """
         traceparent = trace.current_traceparent()
-        if self._knows_batches and operation.name in wire_batch.MEMBERS:
+        if self._knows_batches and operation.name in wire_batch.MEMBERS and operation.name not in ALONE:
             loop = asyncio.get_running_loop()
+            begun = loop.time()
             call = _Call(operation, command, traceparent, timeout_s, loop.create_future())
             if not self._calls:
                 loop.call_soon(self._part)
@@ -50,6 +55,7 @@ class Joiner:
             answer = await call.answer
             if answer is not None:
                 return answer
+            timeout_s = max(0.001, timeout_s - (loop.time() - begun))
         sent = wire.encode_command(operation, command)
         _check_size(operation, sent.body, 0)
         request = Request(
@@ -111,8 +117,10 @@ class Joiner:
         body = wire_batch.join_calls(call.body for call in batch)
         request = Request(method="POST", path=wire_batch.PATH, body=body)
         answer = await self._transport.exchange(request, min(call.timeout_s for call in batch))
-        if answer.status in _OWN_WAY:
+        if answer.status in _NO_BATCHES:
             self._knows_batches = False
+        if 400 <= answer.status < 500 and answer.status not in _ABOUT_ALL:
+            # Nothing of it was carried out, and it may be for the sake of one: each call hears what concerns it.
             return None
         if answer.status != 200:
             # Refused as a whole: not let in, shutting down, or no server of ours. Each call is told the same.

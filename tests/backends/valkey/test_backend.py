@@ -20,6 +20,7 @@ from flowfabric.contract.lease import LeaseClaim, LeasesClaimed
 from flowfabric.contract.states import Durability, LaneState
 from tests.backends.valkey.conftest import FEW
 from tests.backends.valkey.wire.servers import Server
+from tests.backends.valkey.work import opened, store_of
 
 LANE = Lane("lane")
 
@@ -140,3 +141,18 @@ async def test_a_state_set_elsewhere_acts_on_the_next_claim(place: str, connects
         assert not (await waiting_claim(other, wait_ms=0)).leases
         await set_state(one, LaneState.ACTIVE)
         assert len((await waiting_claim(other, wait_ms=0)).leases) == 1
+
+
+async def test_a_read_that_is_not_answered(single: Server) -> None:
+    """A read that the server was sent and did not answer is unavailable: of what changes nothing all is known."""
+    async with opened(single.url) as (backend,):
+        partition = store_of(backend).partitions.all[3]
+        single.pause()
+        try:
+            with pytest.raises(Unavailable) as caught:
+                await store_of(backend).calls.read(
+                    partition, [("GET", partition.payload("x"))], timeout_s=0.2
+                )
+        finally:
+            single.resume()
+        assert type(caught.value) is Unavailable

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,7 +16,7 @@ from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.backend import ValkeyBackend
 from flowfabric.backends.valkey.claim import HINTS_AT_ONCE, REPLY_BYTES_MAX, SLACK_MS
 from flowfabric.contract import ids
-from flowfabric.contract.errors import Unavailable
+from flowfabric.contract.errors import InvalidInput, Unavailable
 from flowfabric.contract.execution import ExecutionCancel, ExecutionChangePriority, ExecutionCreate
 from flowfabric.contract.ids import ClaimId, ExecutionId, Kind, WorkerId, WorkerInstance
 from flowfabric.contract.lease import Lease, LeaseGrant, LeaseGranted, NothingToGrant
@@ -190,6 +191,47 @@ async def test_a_route_not_heard_of_is_found(pair: list[ValkeyBackend]) -> None:
     for kind in ("k", "l"):
         execution_id = await create(one, kind=Kind(kind))
         assert [lease.execution_id for lease in await claim(other)] == [execution_id]
+
+
+async def test_what_was_leased_is_the_answer_whatever_fails_then(
+    store: ValkeyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that has leases answers with them when looking for more fails; one that has none says that it failed."""
+    for number, priority in ((1, 5), (2, 3)):
+        await create(store, priority=9, execution_id=in_partition(number))
+        for _ in range(12):
+            await create(store, priority=priority, execution_id=in_partition(number))
+    calls = store_of(store).calls
+    read = calls.read
+
+    async def failing(partition: Any, commands: Any, **more: Any) -> Any:
+        if commands[0][0] == "ZRANGE":
+            raise Unavailable("the heads cannot be compared")
+        return await read(partition, commands, **more)
+
+    monkeypatch.setattr(calls, "read", failing)
+    assert [lease.priority for lease in await claim(store, max_tasks=12)] == [9, 9]
+    with pytest.raises(Unavailable, match="compared"):
+        await claim(store, max_tasks=12)
+    monkeypatch.undo()
+    assert len(await claim(store, max_tasks=40)) == 24
+
+
+@pytest.mark.parametrize(
+    "fields", [{"ids": []}, {"ids": ["x", "y"]}, {"most": 257}, {"mode": "look"}], ids=str
+)
+async def test_a_malformed_call_leases_nothing(store: ValkeyBackend, fields: dict[str, Any]) -> None:
+    """Without an id for each lease and attempt nothing is leased."""
+    execution_id = await create(store, execution_id=in_partition(3))
+    partition = store_of(store).partitions.all[3]
+    index = partition.eligible(keys.route_id("default", "default", "k|"))
+    given: dict[str, Any] = {"mode": "claim", "lane": "default", "namespace": "default", "worker_id": "w"}
+    given |= {"worker_instance": "w", "ttl_ms": 1_000, "claim_id": None, "most": 1, "bound": None}
+    given |= {"room": 1_000, "ids": [ids.mint_uuid(), ids.mint_uuid()], **fields}
+    names = (index, partition.due, partition.own, partition.lost, partition.lanes)
+    with pytest.raises(InvalidInput):
+        await store_of(store).calls.call(partition, "lease_claim", names, **given)
+    assert [lease.execution_id for lease in await claim(store)] == [execution_id]
 
 
 # Repeated claims --------------------------------------------------------------------------------------------------

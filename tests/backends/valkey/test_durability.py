@@ -12,11 +12,12 @@ from flowfabric.backends import connect
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.store import Store
 from flowfabric.contract.errors import OutcomeUnknown, Unavailable, WorkerNotRegistered
-from flowfabric.contract.execution import ExecutionCreate
+from flowfabric.contract.execution import ExecutionCreate, ExecutionCreateMany
 from flowfabric.contract.ids import Kind
 from flowfabric.contract.states import Durability
 from tests.backends.valkey.conftest import FEW, Opens
 from tests.backends.valkey.wire.servers import Cluster, Server, eventually
+from tests.backends.valkey.work import create, in_partition, opened, until
 
 REPLICATED = "?durability=replicated"
 
@@ -71,6 +72,27 @@ async def test_a_missing_acknowledgement_is_an_unknown_outcome(
         replica.send_signal(signal.SIGCONT)
     await set_state(store, "paused")
     assert replica.call("HGET", keys.LANES, "lane") == primary.call("HGET", keys.LANES, "lane")
+
+
+async def test_a_batch_without_acknowledgement_is_found(pair: tuple[Server, Server]) -> None:
+    """What a batch created without a replica's word can be found: the hints of its work and timers are written."""
+    primary, replica = pair
+    async with opened(primary.url + REPLICATED) as (backend,):
+        await create(backend)
+        later = await backend.now_ms() + 60_000
+        items = [
+            ExecutionCreate(kind=Kind("k"), execution_id=in_partition(3)),
+            ExecutionCreate(kind=Kind("k"), execution_id=in_partition(4), delay_until_ms=later),
+        ]
+        replica.pause()
+        try:
+            with pytest.raises(OutcomeUnknown, match="no replica"):
+                await backend.execution.create_many(ExecutionCreateMany(executions=tuple(items)))
+        finally:
+            replica.resume()
+        hints = keys.hints(keys.route_id("default", "default", "k|"))
+        await until(lambda: primary.call("ZSCORE", hints, 3) is not None)
+        await until(lambda: primary.call("ZSCORE", keys.DUE_HINTS, 4) is not None)
 
 
 async def test_what_is_written_to_be_waited_for_is_known(pair: tuple[Server, Server]) -> None:

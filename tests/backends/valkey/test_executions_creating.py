@@ -12,8 +12,9 @@ from flowfabric.backends.clock import ManualClock
 from flowfabric.backends.valkey import calling
 from flowfabric.backends.valkey.backend import ValkeyBackend
 from flowfabric.backends.valkey.create import CHUNK, CHUNKS_AT_ONCE
+from flowfabric.backends.valkey.keys import Partition
 from flowfabric.backends.valkey.record import INLINE_BYTES_MAX
-from flowfabric.contract.errors import OutcomeUnknown, Unavailable
+from flowfabric.contract.errors import InvalidInput, OutcomeUnknown, Unavailable
 from flowfabric.contract.execution import (
     ExecutionCreate,
     ExecutionCreated,
@@ -30,7 +31,7 @@ from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
 from flowfabric.contract.states import LaneState
 from tests.backends.valkey.wire.servers import Cluster, Line, Server
-from tests.backends.valkey.work import claim, in_partition, opened, store_of
+from tests.backends.valkey.work import asleep, claim, gone, in_partition, opened, served, store_of, waiting
 
 LARGE = Payload(b"x" * (INLINE_BYTES_MAX + 1), "text/plain")
 
@@ -167,6 +168,24 @@ async def test_large_batches_are_few_calls(single: Server) -> None:
         assert len({parse_execution_id(execution_id)[0] for execution_id in created}) > 20
 
 
+async def test_a_call_has_a_bound(single: Server, clock: ManualClock) -> None:
+    """A call for more executions than a batch has is refused whole, because a function could not end it."""
+    async with opened(single.url, clock=clock) as (backend,):
+        await create(backend, item())
+        creator = backend.execution._creator
+        prepared = [creator._prepare(item(execution_id=in_partition(3))) for _ in range(5_000)]
+        partition, rid = prepared[0].partition, prepared[0].rid
+        names, given = creator._call_of(prepared)
+        stored = single.call("DBSIZE")
+        with pytest.raises(InvalidInput):
+            await store_of(backend).calls.call(partition, "execution_create", names, rid=rid, **given)
+        fences = ["", "", "", "", "", "", "", "", 0, ""] * len(prepared)
+        names = [partition.eligible(rid), partition.due, partition.own, partition.lost, *names[4:]]
+        with pytest.raises(InvalidInput):
+            await store_of(backend).calls.call(partition, "execution_complete", names, commands=fences)
+        assert single.call("DBSIZE") == stored
+
+
 async def test_others_are_served_while_a_batch_is_created(single: Server) -> None:
     """A batch is sent in parts, so that a call made after its beginning is answered before its end."""
     async with opened(single.url) as (backend,):
@@ -235,6 +254,57 @@ async def test_a_batch_meets_a_partition_on_the_move(cluster: Cluster) -> None:
             assert context.input == LARGE
         for key in target.call("KEYS", f"{partition.tag}p:*"):
             assert target.call("PTTL", key) == -1
+
+
+async def test_a_batch_that_may_have_been_carried_out(
+    store: ValkeyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When one part of a batch fails without an answer, no other failure says that nothing happened."""
+    failures = [OutcomeUnknown("sent and not answered"), Unavailable("not sent"), Unavailable("not sent")]
+    sent = asyncio.Event()
+
+    async def failing(*_: object) -> object:
+        failure = failures.pop(0)
+        if type(failure) is Unavailable:
+            await sent.wait()
+        sent.set()
+        raise failure
+
+    monkeypatch.setattr(store_of(store).calls, "execute", failing)
+    with pytest.raises(OutcomeUnknown, match="repeat"):
+        await create(store, *[item(execution_id=in_partition(1)) for _ in range(3 * CHUNK)])
+
+
+async def test_a_batch_that_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was created before its caller gave up a batch wakes whoever waits for work, as ever."""
+    async with opened(cluster.url, 2) as (one, other):
+        await create(one, item(kind=Kind("first")))
+        await claim(one)
+        there, away = (
+            next(n for n in range(16) if cluster.owner(store_of(one).partitions.all[n].slot) is node)
+            for node in cluster.nodes[:2]
+        )
+        calls = store_of(one).calls
+        execute, answered = calls.execute, asyncio.Event()
+
+        async def hanging(partition: Partition, commands: object) -> object:
+            if partition.number == away:
+                await asyncio.Event().wait()
+            replies = await execute(partition, commands)  # type: ignore[arg-type]
+            answered.set()
+            return replies
+
+        monkeypatch.setattr(calls, "execute", hanging)
+        waits = waiting(other, kinds=(Kind("first"),))
+        await asleep(other, count=1)
+        batch = asyncio.create_task(
+            create(one, *[item(kind=Kind("first"), execution_id=in_partition(n)) for n in (there, away)])
+        )
+        await answered.wait()
+        await asyncio.sleep(0)
+        await gone(batch)
+        (lease,) = await served(waits)
+        assert parse_execution_id(lease.execution_id)[0] == there
 
 
 async def test_a_server_that_is_gone(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,11 @@ class Generator:
             named += [self._key(kind, subject) for _ in range(chosen.choice((0, 1, 2, 2, 3)))]
         values: list[bytes] = []
         for argument in function.arguments:
-            if argument.type == "rest":
+            if argument.name == "ids" and chosen.random() < 0.95:
+                # As many as leases are asked for.
+                most = int(values[[other.name for other in function.arguments].index("most")])
+                values += [self._part("uuid", subject) for _ in range(2 * min(most, 300))]
+            elif argument.type == "rest":
                 values += self._rest(RESTS[function.name, argument.name], subject)
             elif argument.optional and chosen.random() < 0.2:
                 values.append(b"")

@@ -14,6 +14,7 @@ from flowfabric.backends.valkey.hints import Hint, Hints, Taken
 from flowfabric.backends.valkey.store import Store
 from flowfabric.contract.errors import InvalidInput
 from tests.backends.valkey.conftest import Opens
+from tests.backends.valkey.wire.servers import Server
 
 A, B, C = "a" * 20, "b" * 20, "c" * 20
 CLAIM: Final = "11111111-1111-4111-8111-111111111111"
@@ -140,6 +141,21 @@ async def test_others_holds_are_left_alone(hints: Hints, clock: ManualClock) -> 
     clock.advance(HOLD_MS)
     assert (await hints.take((B,), 1)).hints == []
     assert places(await hints.take((B, A), 1)) == [(A, 1, 10)]
+
+
+async def test_closing_takes_nobody_along(single: Server, opens: Opens) -> None:
+    """Who has created something is not given up when the store is closed and takes too long to hear of it."""
+    store = await opens(single.url)
+    hints = Hints(store)
+    await offer(hints, A, {1: 10})
+    single.pause()
+    try:
+        telling = asyncio.create_task(hints.head(store.partitions.all[1], A, 5))
+        await asyncio.sleep(0)
+        await hints.close()
+        await telling
+    finally:
+        single.resume()
 
 
 async def test_offers_keep_the_better_score(hints: Hints) -> None:

@@ -14,11 +14,14 @@ import pytest
 from flowfabric import backends
 from flowfabric.backends.valkey.keys import GLOBAL_SLOT, Partition, Partitions
 from flowfabric.contract.backend import Backend
-from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate
+from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionTrim
 from flowfabric.contract.ids import Kind, Lane, PartitionCounts, WorkerId, WorkerInstance
 from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.lease import LeaseClaim, LeaseRelease
+from flowfabric.contract.payloads import Payload
+from flowfabric.contract.policies import ExecutionPolicy
 from flowfabric.contract.states import LaneState
+from flowfabric.contract.worker import WorkerMarkDead
 from tests.faults.judging import judge
 from tests.faults.load import PATIENCE_S, loading
 from tests.faults.scenes import blocking
@@ -127,8 +130,11 @@ def claim(wait_ms: int = 0) -> LeaseClaim:
 
 def contents(node: Node, slot: int) -> dict[bytes, bytes]:
     """Return what a node has in a slot."""
-    names = node.call("CLUSTER", "GETKEYSINSLOT", slot, 1_000)
-    return {name: node.call("DUMP", name) for name in names}
+    found: dict[bytes, bytes] = {}
+    for name in node.call("CLUSTER", "GETKEYSINSLOT", slot, 1_000):
+        node.call("ASKING")
+        found[name] = node.call("DUMP", name)
+    return found
 
 
 async def test_a_claim_that_meets_a_key_on_the_move_writes_nothing(cluster: Cluster, store: Backend) -> None:
@@ -168,6 +174,104 @@ async def test_a_claim_that_meets_a_key_on_the_move_writes_nothing(cluster: Clus
         await store.execution.complete(ExecutionComplete(execution_id=each.execution_id, fence=each.fence))
     report = await store.maintenance.fsck()
     assert not report.findings, report.findings
+
+
+async def test_a_claim_that_comes_before_its_work_overlooks_nothing(cluster: Cluster, store: Backend) -> None:
+    """A claim may run where a slot moves to once the keys it names are there; what comes later is waited for."""
+    partition = Partition(0)
+    create = ExecutionCreate(kind=Kind("k"), lane=Lane("l"))
+    await store.lane.set_state(LaneSetState(lane=Lane("other"), state=LaneState.PAUSED))
+    for _ in range(3):
+        await store.execution.create(create)
+    (lost,) = (await store.lease.claim(claim())).leases
+    (held,) = (await store.lease.claim(claim())).leases
+    await store.lease.release(LeaseRelease(execution_id=lost.execution_id, fence=lost.fence))
+    target = another(cluster, partition.slot)
+    source = cluster.begin_move(partition.slot, target)
+    indexes = [partition.due, partition.own, partition.lost, partition.lanes]
+    indexes += list(source.call("KEYS", f"{partition.tag}q:*"))
+    source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", *indexes)
+    before, calls = contents(target, partition.slot), calls_of(target)
+    claiming = asyncio.create_task(store.lease.claim(claim()))
+    async with asyncio.timeout(PATIENCE_S):
+        while calls_of(target) < calls + 3:
+            assert not claiming.done()
+            await asyncio.sleep(0.01)  # sleeps: until the claim has been refused and made again
+    assert contents(target, partition.slot) == before
+    while cluster.move_keys(partition.slot, source, target, count=100):
+        pass
+    await blocking(lambda: cluster.end_move(partition.slot, source, target))
+    async with asyncio.timeout(PATIENCE_S):
+        (lease,) = (await claiming).leases
+    for each in (lease, held):
+        await store.execution.complete(ExecutionComplete(execution_id=each.execution_id, fence=each.fence))
+    assert len((await store.lease.claim(claim())).leases) == 1
+    report = await store.maintenance.fsck()
+    assert not report.findings, report.findings
+
+
+async def test_a_worker_marked_dead_on_the_move(cluster: Cluster, store: Backend) -> None:
+    """Leases of a dead worker whose executions have not come yet where their slot moves to are expired afterwards."""
+    partition = Partition(0)
+    await store.execution.create(ExecutionCreate(kind=Kind("k"), lane=Lane("l")))
+    await store.execution.create(ExecutionCreate(kind=Kind("k"), lane=Lane("l")))
+    (lost,) = (await store.lease.claim(claim())).leases
+    (held,) = (await store.lease.claim(claim())).leases
+    await store.lease.release(LeaseRelease(execution_id=lost.execution_id, fence=lost.fence))
+    target = another(cluster, partition.slot)
+    source = cluster.begin_move(partition.slot, target)
+    indexes = (partition.due, partition.own, partition.lost)
+    source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", *indexes)
+    before, calls = contents(target, partition.slot), calls_of(target)
+    marking = asyncio.create_task(
+        store.worker.mark_dead(WorkerMarkDead(worker_instance=WorkerInstance("w"), reason="gone"))
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        while calls_of(target) < calls + 3:
+            assert not marking.done()
+            await asyncio.sleep(0.01)  # sleeps: until the call has been refused and made again
+    assert contents(target, partition.slot) == before
+    while cluster.move_keys(partition.slot, source, target, count=100):
+        pass
+    await blocking(lambda: cluster.end_move(partition.slot, source, target))
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await marking).leases_expired == 1
+    again = (await store.lease.claim(claim())).leases + (await store.lease.claim(claim())).leases
+    assert {lease.execution_id for lease in again} == {lost.execution_id, held.execution_id}
+    report = await store.maintenance.fsck()
+    assert not report.findings, report.findings
+
+
+async def test_retention_leaves_nothing_behind_on_the_move(cluster: Cluster, store: Backend) -> None:
+    """What is over is deleted with its input, also when that has not come yet where their slot moves to."""
+    partition = Partition(0)
+    large = Payload(b"x" * 100_000, "text/plain")
+    for retention_ms in (1, 60_000):
+        policy = ExecutionPolicy(retention_ms=retention_ms)
+        await store.execution.create(
+            ExecutionCreate(kind=Kind("k"), lane=Lane("l"), input=large, policy=policy)
+        )
+    for _ in range(2):
+        (lease,) = (await store.lease.claim(claim())).leases
+        await store.execution.complete(ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence))
+        if lease.policy.retention_ms == 1:
+            over = lease.execution_id
+    target = another(cluster, partition.slot)
+    source = cluster.begin_move(partition.slot, target)
+    names = (partition.execution(over[-36:]), partition.due, partition.all)
+    source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", *names)
+    calls = calls_of(target)
+    trimming = asyncio.create_task(store.execution.trim(ExecutionTrim(execution_id=over)))
+    async with asyncio.timeout(PATIENCE_S):
+        while calls_of(target) < calls + 3:
+            assert not trimming.done()
+            await asyncio.sleep(0.01)  # sleeps: until the call has been refused and made again
+    while cluster.move_keys(partition.slot, source, target, count=100):
+        pass
+    await blocking(lambda: cluster.end_move(partition.slot, source, target))
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await trimming).status == "deleted"
+    assert len(target.call("KEYS", f"{partition.tag}p:*")) == 1
 
 
 def calls_of(node: Node) -> int:

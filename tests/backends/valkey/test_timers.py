@@ -17,7 +17,7 @@ from flowfabric.contract.execution import ExecutionCancel, ExecutionPromote
 from flowfabric.contract.ids import Lane, WorkerId, WorkerInstance
 from flowfabric.contract.states import CancelSource
 from flowfabric.contract.worker import WorkerRegister
-from flowfabric.engine.timers import timer_loop
+from flowfabric.engine.timers import run_due, timer_loop
 from tests.backends.valkey.wire.servers import Cluster, Server
 from tests.backends.valkey.work import (
     PATIENCE_S,
@@ -221,6 +221,55 @@ async def test_an_early_timer_that_went_away_hides_no_later_one(single: Server) 
         late = await create(other, execution_id=in_partition(3), delay_until_ms=await one.now_ms() + 100)
         assert [lease.execution_id for lease in await served(waits)] == [late]
         await gone(engine)
+
+
+async def test_a_known_timer_that_went_away_hides_no_later_one(single: Server) -> None:
+    """A timer is told also when an earlier one of its partition is known, which may have gone away unheard."""
+    async with opened(single.url, 2) as (one, other):
+        now = await one.now_ms()
+        early = await create(one, execution_id=in_partition(3), delay_until_ms=now + 20_000)
+        await settled(one)
+        await one.execution.cancel(
+            ExecutionCancel(execution_id=early, source=CancelSource.OPERATOR_OVERRIDE, reason="test")
+        )
+        await create(other, execution_id=in_partition(3), delay_until_ms=now + 100)
+        await settled(other)
+        while not await run_due(other):  # noqa: ASYNC110 (the servers' clock has no event)
+            await asyncio.sleep(0.01)  # sleeps: until the servers' clock is there
+
+        def hint_ms() -> float:
+            return float(single.call("ZSCORE", keys.DUE_HINTS, "3") or 0)
+
+        assert hint_ms() > now + 60_000
+        await create(one, execution_id=in_partition(3), delay_until_ms=now + 25_000)
+        await until(lambda: hint_ms() == now + 25_000)
+
+
+async def test_closing_tells_what_was_to_be_told_later(single: Server) -> None:
+    """What waits to be told of timers is told before the store is closed."""
+    async with opened(single.url) as (store,):
+        now = await store.now_ms()
+        await create(store, execution_id=in_partition(3), delay_until_ms=now + 20_000)
+        await settled(store)
+        await create(store, execution_id=in_partition(3), delay_until_ms=now + 25_000)
+        single.call("DEL", keys.DUE_HINTS)
+    assert float(single.call("ZSCORE", keys.DUE_HINTS, "3") or 0) == now + 25_000
+
+
+async def test_who_stops_reading_takes_nobody_along(single: Server) -> None:
+    """An engine that is stopped while it waits for timers to be told leaves the calls alone that tell them."""
+    async with opened(single.url) as (store,):
+        await create(store)
+        head = store._hints.head(
+            store_of(store).partitions.all[3], keys.route_id("default", "default", "k|"), 5
+        )
+        telling = asyncio.create_task(head)
+        await asyncio.sleep(0)
+        reading = asyncio.create_task(store.timers.read_due(5))
+        await asyncio.sleep(0)
+        await gone(reading)
+        await telling
+        assert reading.cancelled() and not telling.cancelled()
 
 
 async def test_many_timers_take_few_calls(single: Server) -> None:

@@ -302,6 +302,21 @@ async def test_the_end_wakes_who_waits_for_it(pair: list[ValkeyBackend]) -> None
     assert other._wakes._watched == {}
 
 
+async def test_who_stops_waiting_stays_subscribed_to_nothing(single: Server) -> None:
+    """A wait for a result that is cancelled, and cancelled again while it ends, leaves no subscription behind."""
+    async with opened(single.url) as (store,):
+        execution_id = await create(store)
+        for turns in range(6):
+            read = ExecutionReadResult(execution_id=execution_id, wait_ms=WAIT_MS)
+            task = asyncio.create_task(store.execution.read_result(read))
+            await until(lambda: store_of(store).bells.waiting == 1)
+            task.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await gone(task)
+            await until(lambda: not single.call("PUBSUB", "SHARDCHANNELS", "{fp:*"))
+
+
 async def test_frames_wake_tails_elsewhere(pair: list[ValkeyBackend]) -> None:
     """A tail in another process sees a frame, and then the end."""
     one, other = pair

@@ -13,6 +13,7 @@ from flowfabric.backends.valkey.worker import ValkeyWorkers
 from flowfabric.contract import limits
 from flowfabric.contract.errors import InvalidInput, WorkerNotRegistered
 from flowfabric.contract.ids import Lane, Namespace, WorkerId, WorkerInstance
+from flowfabric.contract.lease import LeaseRenew
 from flowfabric.contract.worker import (
     WorkerExpire,
     WorkerHeartbeat,
@@ -21,7 +22,8 @@ from flowfabric.contract.worker import (
     WorkerRegister,
 )
 from tests.backends.valkey.conftest import Opens
-from tests.backends.valkey.wire.servers import Server
+from tests.backends.valkey.wire.servers import Cluster, Server
+from tests.backends.valkey.work import claim, create, in_partition, opened, store_of
 
 INSTANCE = WorkerInstance("i")
 
@@ -50,6 +52,25 @@ async def due(store: Store) -> dict[str, int]:
     """Read when the registry has something to do."""
     (found,) = await store.calls.read(None, [("ZRANGE", keys.WORKER_DUE, 0, -1, "WITHSCORES")])
     return {name.decode(): int(score) for name, score in found}
+
+
+async def test_a_renewal_does_not_depend_on_the_registry(cluster: Cluster) -> None:
+    """A lease is renewed in time while the server that has the registry, and not the lease, does not answer."""
+    async with opened(cluster.url) as (backend,):
+        registry = cluster.owner(keys.GLOBAL_SLOT)
+        partition = next(
+            each for each in store_of(backend).partitions.all if cluster.owner(each.slot) is not registry
+        )
+        await create(backend, execution_id=in_partition(partition.number))
+        (lease,) = await claim(backend)
+        renew = LeaseRenew(execution_id=lease.execution_id, fence=lease.fence)
+        await backend.lease.renew(renew)
+        registry.pause()
+        try:
+            async with asyncio.timeout(0.6):
+                await backend.lease.renew(renew)
+        finally:
+            registry.resume()
 
 
 async def test_renewals_of_one_turn_are_one_call(single: Server, opens: Opens, clock: ManualClock) -> None:

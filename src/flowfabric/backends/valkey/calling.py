@@ -110,14 +110,20 @@ class Calls:
     async def read(
         self, partition: Partition | None, commands: Sequence[Command], *, timeout_s: float | None = None
     ) -> list[Any]:
-        """Run reading commands on a partition (None: on the global keys); an error of any of them is raised."""
+        """Run reading commands on a partition (None: on the global keys); an error of any of them is raised.
+
+        Raises: Unavailable, also when they were sent and not answered: reading changes nothing.
+        """
         slot = partition.slot if partition is not None else GLOBAL_SLOT
         group = commands
         if self._client.is_cluster and len({command[1:2] for command in commands}) > 1:
             # While a slot is on the move some keys are here and some are there. A group that was redirected as a
             # whole would find nothing in place of those that have not moved; what has no key is never redirected.
             group = (*commands, _NO_KEY)
-        replies = await self._client.execute(slot, group, timeout_s=timeout_s, repeatable=True)
+        try:
+            replies = await self._client.execute(slot, group, timeout_s=timeout_s, repeatable=True)
+        except OutcomeUnknown as error:
+            raise Unavailable(error.message) from error
         replies = replies[: len(commands)]
         for found in replies:
             if isinstance(found, ServerError):

@@ -26,7 +26,7 @@ from flowfabric.backends.valkey.record import Packed, decode_tags, unpack
 from flowfabric.backends.valkey.routing import Routes
 from flowfabric.backends.valkey.store import Store
 from flowfabric.contract import ids, limits
-from flowfabric.contract.errors import Corrupt, FlowFabricError
+from flowfabric.contract.errors import Corrupt, FlowFabricError, OutcomeUnknown, Unavailable
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.lease import Lease, LeaseClaim
 from flowfabric.contract.payloads import Payload
@@ -176,7 +176,12 @@ class Claims:
                 break
             shares = _shares(live, work.left, limit)
             if shares is None:
-                shares = await self._compare(live, work.left, limit)
+                try:
+                    shares = await self._compare(live, work.left, limit)
+                except FlowFabricError as error:
+                    # What was leased before is the answer.
+                    work.error = error
+                    break
             if not await self._claim_shares(work, shares, closed):
                 break
         for each in held:
@@ -338,7 +343,10 @@ class Claims:
     async def _read_input(self, partition: Partition, nonce: bytes | None) -> bytes:
         if nonce is None:
             raise Corrupt("an execution that was leased has no input")
-        (data,) = await self._calls.read(partition, [("GET", partition.payload(nonce.decode()))])
+        try:
+            (data,) = await self._calls.read(partition, [("GET", partition.payload(nonce.decode()))])
+        except Unavailable as error:
+            raise OutcomeUnknown(f"it is leased, but its input cannot be read: {error.message}") from error
         if data is None:
             raise Corrupt("the input of an execution is gone")
         return data

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Final
 
 from flowfabric.backends import reply
@@ -138,7 +139,7 @@ class Completer:
             for entry in group:
                 if not entry.answer.done():
                     entry.answer.set_exception(_told(error))
-            if isinstance(error, asyncio.CancelledError):
+            if not isinstance(error, Exception):
                 raise
             return
         for entry, answer in zip(group, answers, strict=True):
@@ -147,7 +148,7 @@ class Completer:
 
 
 def _told(error: BaseException) -> Exception:
-    """Return what the callers of a shared call are told."""
+    """Return what one of the callers of a shared call is told: an error of its own, for its own traceback."""
     if isinstance(error, Exception):
-        return error
+        return copy(error)
     return Unavailable("the store is being closed")

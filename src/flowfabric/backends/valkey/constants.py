@@ -99,6 +99,8 @@ def lua_tables() -> str:
 LIMITS: Final = (
     "RETENTION_DEFAULT_MS",
     "DEDUP_WINDOW_DEFAULT_MS",
+    "CREATE_MANY_MAX",
+    "CLAIM_TASKS_MAX",
     "RECLAIM_COUNT_DEFAULT",
     "REPLAY_COUNT_DEFAULT",
     "HISTORY_KEPT",

@@ -182,7 +182,13 @@ class Creator:
             if batch.failure is not None:
                 raise batch.failure
             by_slot = self._prepare_chunk(items, outcomes, minted)
-            answered = await asyncio.gather(*(self._send(calls) for calls in by_slot.values()))
+            try:
+                answered = await asyncio.gather(*(self._send(calls) for calls in by_slot.values()))
+            except asyncio.CancelledError:
+                # Some may have been answered.
+                for calls in by_slot.values():
+                    self._doubt(calls)
+                raise
         for calls, answers in zip(by_slot.values(), answered, strict=True):
             for call, answer in zip(calls, answers, strict=True):
                 for (at, prepared), item in zip(call.members, self._items(call, answer, heads), strict=True):
@@ -197,8 +203,10 @@ class Creator:
         found = [outcome for outcome in outcomes if outcome is not None]
         failed = [outcome for outcome in found if isinstance(outcome, Unavailable)]
         if failed and len(failed) == len(found):
-            batch.failure = failed[0]
-            raise failed[0]
+            failures = failed if batch.failure is None else [batch.failure, *failed]
+            # Once one may have been carried out, no other failure can say that nothing happened.
+            batch.failure = next((each for each in failures if isinstance(each, OutcomeUnknown)), failures[0])
+            raise batch.failure
         batch.answered |= any(not isinstance(outcome, FlowFabricError) for outcome in found)
         return found
 
@@ -245,6 +253,7 @@ class Creator:
             self._doubt(calls)
             raise
         if not is_confirmed:
+            self._doubt(calls)
             return [OutcomeUnknown(UNCONFIRMED)] * len(calls)
         return [replies[place] for place in places]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -34,7 +34,8 @@ OFFERS_PER_CALL_MAX: Final = 500
 CLOSE_WITHIN_S: Final = 1.0
 DUE_KNOWN_MS: Final = 1_000
 """What is known about a partition's earliest timer counts while that is at least so far ahead."""
-
+DUE_LATER_S: Final = 0.5
+"""How long a timer that is later than the known one waits to be told: it shares the call with all others."""
 
 AGAIN_AFTER_S: Final = 0.2
 """How long what could not be written waits for the next attempt."""
@@ -98,6 +99,8 @@ class Hints:
         self._dues: dict[int, int] = {}
         self._due_offering: asyncio.Task[None] | None = None
         self._late_dues: dict[int, int] = {}
+        self._later_dues: dict[int, int] = {}
+        self._tell_later: asyncio.TimerHandle | None = None
         self._doubts: set[tuple[Partition, str | None]] = set()
         """Where a call may have changed something without saying so, and in which route."""
         self._is_late: bool = False
@@ -191,7 +194,13 @@ class Hints:
         _add_offer(self._offers, (rid, partition.number), score, 1)
         if self._offering is None:
             self._offering = self._write(self._offer_all())
-        await asyncio.shield(self._offering)
+        offering = self._offering
+        try:
+            await asyncio.shield(offering)
+        except asyncio.CancelledError:
+            if not offering.cancelled():
+                raise
+            # The store is being closed and took too long to hear of it: the sweep will find it.
 
     async def _offer_all(self) -> None:
         await asyncio.sleep(0)
@@ -261,12 +270,24 @@ class Hints:
 
     def due(self, partition: Partition, at_ms: int) -> None:
         """Make known, soon, that something is due in a partition at an instant."""
-        known = self._due_known.get(partition.number)
+        number = partition.number
+        known = self._due_known.get(number)
         if known is not None and known <= at_ms and self._is_ahead(known):
+            # There is time. But it has to be told: what is known may go away without this process hearing of it.
+            _keep_earliest(self._later_dues, number, at_ms)
+            if self._tell_later is None:
+                self._tell_later = asyncio.get_running_loop().call_later(DUE_LATER_S, self._tell_now)
             return
-        waiting = self._dues.get(partition.number)
-        if waiting is None or at_ms < waiting:
-            self._dues[partition.number] = at_ms
+        self._tell({number: at_ms})
+
+    def _tell_now(self) -> None:
+        self._tell_later = None
+        later, self._later_dues = self._later_dues, {}
+        self._tell(later)
+
+    def _tell(self, dues: Mapping[int, int]) -> None:
+        for number, at_ms in dues.items():
+            _keep_earliest(self._dues, number, at_ms)
         if self._due_offering is None:
             self._due_offering = self._write(self._offer_dues())
 
@@ -276,7 +297,9 @@ class Hints:
 
     async def settled(self) -> None:
         """Wait until everything that this process made known so far is written."""
-        await asyncio.gather(*self._writes)
+        if self._writes:
+            # Whoever stops waiting leaves the writes alone: others wait for them.
+            await asyncio.wait(set(self._writes))
 
     async def _offer_dues(self) -> None:
         await asyncio.sleep(0)
@@ -290,7 +313,7 @@ class Hints:
                 await self.offer_dues(found[start : start + OFFERS_PER_CALL_MAX])
             except Unavailable:
                 for number, at_ms in found[start:]:
-                    self._late_dues[number] = min(at_ms, self._late_dues.get(number, at_ms))
+                    _keep_earliest(self._late_dues, number, at_ms)
                 self._offer_later()
                 return
 
@@ -341,8 +364,7 @@ class Hints:
             self._doubts.add((partition, rid))
             return
         for _, at_ms in due:
-            number = partition.number
-            self._late_dues[number] = min(int(at_ms), self._late_dues.get(number, int(at_ms)))
+            _keep_earliest(self._late_dues, partition.number, int(at_ms))
         for entries in eligible:
             for _, score in entries:
                 assert rid is not None, "no route was asked for"
@@ -364,11 +386,20 @@ class Hints:
         if self._give_back is not None:
             self._give_back.cancel()
             self._give_back_now()
+        if self._tell_later is not None:
+            self._tell_later.cancel()
+            self._tell_now()
         if self._writes:
             _, late = await asyncio.wait(set(self._writes), timeout=CLOSE_WITHIN_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _keep_earliest(dues: dict[int, int], number: int, at_ms: int) -> None:
+    known = dues.get(number)
+    if known is None or at_ms < known:
+        dues[number] = at_ms
 
 
 def _add_offer(offers: dict[tuple[str, int], _Offer], key: tuple[str, int], score: int, count: int) -> None:

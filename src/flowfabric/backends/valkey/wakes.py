@@ -277,9 +277,10 @@ class _Watch:
 
     async def end(self) -> None:
         """Stop listening."""
+        # At once: a caller that is cancelled twice does not come back from waiting.
+        self._subscriber.remove(self._channel, self._changed)
         self._adding.cancel()
         await asyncio.gather(self._adding, return_exceptions=True)
-        self._subscriber.remove(self._channel, self._changed)
 
     def _changed(self, _: bytes) -> None:
         deliver(self._bells.ring_executions((self._uuid,)))

@@ -40,6 +40,8 @@ from flowfabric.contract.worker import (
     is_alive,
 )
 
+RENEWED_WITHIN_S: Final = 0.1
+"""How long a renewal waits at most until it is counted as a heartbeat."""
 _DEAD_BATCH: Final = 256
 _LIVE_MAX: Final = 10 * limits.PAGE_MAX
 
@@ -159,14 +161,15 @@ class ValkeyWorkers:
     async def renewed(self, namespace: str, instance: str) -> None:
         """Count a lease's renewal as the worker's heartbeat; a worker that is not registered stays so.
 
-        The renewal has happened by now, so a store that fails just then is no reason to say otherwise.
+        The renewal has happened by now, so a server that fails just then, or takes long, is no reason to say otherwise:
+        it may be another one than the lease's.
         """
         self._renewals.setdefault(namespace, set()).add(instance)
         if self._next_write is None:
             self._next_write = asyncio.create_task(self._write_renewals())
             self._writes.add(self._next_write)
             self._next_write.add_done_callback(self._writes.discard)
-        await asyncio.shield(self._next_write)
+        await asyncio.wait((self._next_write,), timeout=RENEWED_WITHIN_S)
 
     async def close(self) -> None:
         """Wait until nothing of this is under way."""

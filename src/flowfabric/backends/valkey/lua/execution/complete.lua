@@ -6,7 +6,7 @@
 -- Refuses: execution_not_found execution_not_active lease_revoked lease_expired stale_lease
 -- Touches: the staged results, which it adopts.
 
-if #executions < 1 or #commands ~= #executions * 10 then
+if #executions < 1 or #executions > S.CREATE_MANY_MAX or #commands ~= #executions * 10 then
   return malformed('commands')
 end
 local given, seen, staged = {}, {}, 0

@@ -8,7 +8,7 @@
 -- Refuses: idempotency_conflict lane_not_accepting
 -- Touches: the staged inputs, which it adopts; derived keys, the executions that idempotency keys name.
 
-if #executions < 1 or #creates ~= #executions * 10 then
+if #executions < 1 or #executions > S.CREATE_MANY_MAX or #creates ~= #executions * 10 then
   return malformed('creates')
 end
 local rid = string.sub(eligible, #tag + 3)

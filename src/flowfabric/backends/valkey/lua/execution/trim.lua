@@ -108,14 +108,14 @@ if what == 'execution' and to >= last then
     payloads[#payloads + 1] = tag .. 'p:' .. r.result
   end
 end
-local touched = { 'EXISTS' }
+local touched = { 'EXISTS', K.execution }
 for _, key in ipairs(held) do
   touched[#touched + 1] = key
 end
 for _, key in ipairs(payloads) do
   touched[#touched + 1] = key
 end
-if #touched > 1 then
+if #touched > 2 then
   local present, refused = touch(unpack(touched))
   if not present then
     return refused
@@ -133,7 +133,6 @@ if what == 'frames' then
   return ok('frames_deleted')
 end
 touched[1] = 'UNLINK'
-touched[#touched + 1] = K.execution
 redis.call(unpack(touched))
 redis.call('ZREM', K.due, uuid)
 redis.call('ZREM', K.all, uuid)

@@ -1,7 +1,7 @@
 -- Lease the best eligible executions of one route in this partition, or answer with those that a claim holds already.
 -- KEYS: eligible due own lost lanes
 -- ARGV: mode:text lane:text namespace:text worker_id:text worker_instance:text ttl_ms:int claim_id:uuid? most:int bound:number? room:int ids:rest
--- Refuses: slot_migrating
+-- Refuses: invalid_input slot_migrating
 -- Touches: derived keys, the executions that the index names (`x:`, members) and their inputs (`p:`), each read under
 --   pcall before the first write. `ids` are lease and attempt ids in turn. `mode` is `claim` or `repeat`. Nothing is
 --   leased whose score is past `bound`. Answers the score of the index's head, the leases (eight values each), how much
@@ -15,7 +15,9 @@ local function read(uuid, space)
     return nil, refused
   end
   if not fields[1] then
-    return false
+    -- Where a slot is moving to, a key alone that is not there yet is like none at all; two keys are not.
+    fields, refused = touch('EXISTS', K.tag .. 'x:' .. uuid, K.own)
+    return fields and false, refused
   end
   local e = { uuid = uuid, fields = fields, d = load_static(fields[2]), payload = fields[7], packed = fields[1] }
   if e.d.input then
@@ -79,6 +81,14 @@ local function rest(closed)
   return ok(head and tonumber(head) or false, found, head and redis.call('ZCARD', K.eligible) or 0, closed)
 end
 
+if mode ~= 'claim' or most < 1 or most > S.CLAIM_TASKS_MAX or #ids ~= 2 * most then
+  return malformed('ids')
+end
+for _, id in ipairs(ids) do
+  if not is_uuid(id) then
+    return malformed('ids')
+  end
+end
 local state = redis.call('HGET', K.lanes, lane)
 if state and not S.LANE_ACCEPTS_CLAIMS[string.match(state, '^[a-z]+')] then
   return rest(1)

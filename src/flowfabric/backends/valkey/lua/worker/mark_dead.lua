@@ -14,11 +14,17 @@ for i, member in ipairs(held) do
   if not fields then
     return refusal
   end
-  if fields[1] then
+  -- Where a slot is moving to, a key alone that is not there yet is like none at all; two keys are not.
+  if not fields[1] then
+    local _, failed = touch('EXISTS', place.execution, own)
+    if failed then
+      return failed
+    end
+  else
     local r = opened(uuid, fields[1], fields[2], fields[3])
     if r.was_holder == member then
       place.eligible = tag .. 'q:' .. r.d.rid
-      local _, failed = touch('EXISTS', place.eligible)
+      local _, failed = touch('EXISTS', place.eligible, own)
       if failed then
         return failed
       end
