@@ -163,6 +163,7 @@ def test_capabilities_have_no_separators(tokens: list[str]) -> None:
         (("",), "empty_token"),
         (("a,b",), "comma_in_token"),
         (("a\tb",), "control_or_whitespace"),
+        (("gpu\ud800",), "not_unicode"),
         (tuple(str(number) for number in range(257)), "too_many_tokens"),
         (("x" * 2_048, "y" * 2_048), "too_many_bytes"),
     ],

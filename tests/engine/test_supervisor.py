@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from flowfabric.contract.errors import Unavailable
+import pytest
+
+from flowfabric.contract.errors import FlowFabricError, ResourceExhausted, Unavailable
 from flowfabric.engine.supervisor import Supervisor
 
 
@@ -34,8 +36,9 @@ async def test_a_crashed_task_is_started_again() -> None:
     assert await supervisor.stop(5)
 
 
-async def test_an_unavailable_store_is_no_crash() -> None:
-    """A task that finds the store unavailable pauses and goes on, and is not counted as crashed."""
+@pytest.mark.parametrize("error", [Unavailable, ResourceExhausted])
+async def test_an_unavailable_store_is_no_crash(error: type[FlowFabricError]) -> None:
+    """A task that finds the store unavailable or full pauses and goes on, and is not counted as crashed."""
     seen = 0
     back = asyncio.Event()
 
@@ -43,7 +46,7 @@ async def test_an_unavailable_store_is_no_crash() -> None:
         nonlocal seen
         seen += 1
         if seen == 1:
-            raise Unavailable
+            raise error
         back.set()
         await asyncio.Event().wait()
 

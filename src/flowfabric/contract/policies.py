@@ -116,7 +116,10 @@ def check_capabilities(tokens: Iterable[str], side: str) -> None:
             raise InvalidCapabilities(f"{side}:comma_in_token", detail=f"{side}:comma_in_token")
         if any(character <= " " or character == "\x7f" for character in token):
             raise InvalidCapabilities(f"{side}:control_or_whitespace", detail=f"{side}:control_or_whitespace")
-        size += len(token.encode("utf-8", "surrogatepass")) + 1
+        try:
+            size += len(token.encode()) + 1
+        except UnicodeEncodeError as error:
+            raise InvalidCapabilities(f"{side}:not_unicode", detail=f"{side}:not_unicode") from error
     if count > limits.CAPABILITY_TOKENS_MAX:
         raise InvalidCapabilities(f"{side}:too_many_tokens", detail=f"{side}:too_many_tokens")
     if size - 1 > limits.CAPABILITY_BYTES_MAX:

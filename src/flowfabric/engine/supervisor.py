@@ -1,6 +1,6 @@
 """The supervisor: owns background tasks, restarts one that crashes, stops them within a grace.
 
-A crash is logged with a count and the task restarts after a pause; an unavailable store is no crash, only a pause.
+A crash is logged with a count and the task restarts after a pause; a store that is unavailable or full is no crash, only a pause.
 `Engine` is the supervisor of a store's timers and housekeeping.
 """
 
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from flowfabric.contract.backend import Backend
-from flowfabric.contract.errors import Unavailable
+from flowfabric.contract.errors import ResourceExhausted, Unavailable
 from flowfabric.engine import timers
 from flowfabric.telemetry import log, metrics
 
@@ -69,7 +69,7 @@ class Supervisor:
         while True:
             try:
                 await loop()
-            except Unavailable as error:
+            except (Unavailable, ResourceExhausted) as error:
                 if pauses % PAUSES_PER_WARNING == 0:
                     _LOG.warning("engine_waits_for_store", task=name, error=error.message)
                 pauses += 1

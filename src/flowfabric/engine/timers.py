@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from flowfabric.contract import limits
 from flowfabric.contract.backend import Backend, Due, DueKind
-from flowfabric.contract.errors import FlowFabricError, Refused
+from flowfabric.contract.errors import FlowFabricError, Refused, ResourceExhausted
 from flowfabric.contract.execution import ExecutionExpire, ExecutionPromote, ExecutionTrim
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.lease import LeaseExpire
@@ -121,11 +121,11 @@ class FailureTracker:
 async def _serve(backend: Backend, due: Due, tracker: FailureTracker) -> bool:
     try:
         await DISPATCH[due.kind](backend, due)
-    except Refused:
-        # The entry was served or removed by somebody else in between.
-        tracker.succeeded(due)
-        return True
     except FlowFabricError as error:
+        if isinstance(error, Refused) and not isinstance(error, ResourceExhausted):
+            # The entry was served or removed by somebody else in between.
+            tracker.succeeded(due)
+            return True
         tracker.failed(due)
         _LOG.warning(
             "timer_failed",

@@ -111,7 +111,7 @@ def _sweep(shared: Path) -> None:
             origin = Path((made / ORIGIN).read_text())
         except (OSError, UnicodeDecodeError):
             continue
-        if any(origin.is_relative_to(folder) for folder in temporary) and origin.resolve() != made:
+        if any(origin.is_relative_to(folder) for folder in temporary) and origin.resolve() != made.resolve():
             shutil.rmtree(made, ignore_errors=True)
 
 

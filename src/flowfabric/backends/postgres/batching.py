@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from flowfabric.backends.postgres.driver import Record
+from flowfabric.backends.postgres.pool import LOCK_TIMEOUT_MS, ran_out_of_time
 from flowfabric.contract.errors import Corrupt, FlowFabricError, InvalidInput, OutcomeUnknown, Unavailable
 
 LANES: Final = 2
@@ -28,6 +29,11 @@ WAITING_MOST: Final = 100_000
 DEADLINE_S: Final = 10.0
 LEFT_MIN_S: Final = 0.25
 """With less than this left nothing is sent: it would only put in doubt what is certain."""
+APART: Final = 4
+"""Commands of a statement that failed because of one of them that are sent at once, each by itself."""
+APART_S: Final = LOCK_TIMEOUT_MS / 1_000 + 1.0
+"""How long each of them may take at least."""
+_TOO_LATE: Final = "the store is too busy: the deadline passed; nothing was executed"
 
 Send = Callable[[str, Sequence[Any], float], Awaitable[list[Record]]]
 
@@ -117,6 +123,9 @@ class Batches:
             while members := _take(queue):
                 try:
                     await self._send_all(queue, members)
+                except asyncio.CancelledError:
+                    _fail(members, OutcomeUnknown("the store was closed; the call had been sent"))
+                    raise
                 finally:
                     for member in members:
                         if member.key is not None:
@@ -124,27 +133,36 @@ class Batches:
         finally:
             queue.under_way -= 1
 
-    async def _send_all(self, queue: _Queue, members: list[_Command]) -> None:
+    async def _send_all(self, queue: _Queue, members: list[_Command], *, until: float = 0.0) -> None:
         try:
             rows = await self._send(
-                queue.statement, _columns(queue.batch, members), max(m.deadline for m in members)
+                queue.statement, _columns(queue.batch, members), max(until, *(m.deadline for m in members))
             )
-        except (Corrupt, InvalidInput) as error:
-            # Rolled back as a whole because of one of them.
-            if len(members) == 1:
-                _fail(members, error)
-                return
-            for member in members:
-                await self._send_all(queue, [member])
         except FlowFabricError as error:
-            _fail(members, error)
-        except asyncio.CancelledError:
-            _fail(members, OutcomeUnknown("the store was closed; the call had been sent"))
-            raise
+            if len(members) > 1 and (isinstance(error, (Corrupt, InvalidInput)) or ran_out_of_time(error)):
+                # Rolled back as a whole because of one of them.
+                await self._send_each(queue, members)
+            else:
+                _fail(members, error)
         except Exception as error:
             _fail(members, error)
         else:
             _answer(members, rows)
+
+    async def _send_each(self, queue: _Queue, members: list[_Command]) -> None:
+        """Send commands one by one, several at once: what one of them waits for is not to take the others' time."""
+        left = iter(members)
+
+        async def send() -> None:
+            for member in left:
+                now = time.monotonic()
+                if member.deadline < now + LEFT_MIN_S:
+                    _fail([member], Unavailable(_TOO_LATE))
+                else:
+                    # The server is to say that it waited in vain before it is given up here.
+                    await self._send_all(queue, [member], until=now + APART_S)
+
+        await asyncio.gather(*(send() for _ in range(min(APART, len(members)))))
 
     async def close(self) -> None:
         """End what is under way; whoever waits is told."""
@@ -173,9 +191,7 @@ def _take(queue: _Queue) -> list[_Command]:
             # Whoever wanted it has gone, and nothing was sent.
             continue
         if command.deadline < now + LEFT_MIN_S:
-            command.answer.set_exception(
-                Unavailable("the store is too busy: the deadline passed; nothing was executed")
-            )
+            command.answer.set_exception(Unavailable(_TOO_LATE))
             continue
         key = command.key
         if key is not None:

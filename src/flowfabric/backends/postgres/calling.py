@@ -163,18 +163,17 @@ class Calls:
         link, transaction = await self._begin(time.monotonic() + timeout_s, snapshot=snapshot)
         finished = False
         try:
-            try:
-                yield link.raw
-            except BaseException:
-                if not link.raw.is_closed():
-                    await transaction.rollback()
-                raise
-            await transaction.commit()
+            yield link.raw
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await transaction.commit()
             finished = True
         except ERRORS as error:
             raise errors.gave_up(errors.understand(error, sent=True), changes=not snapshot) from error
         finally:
-            self._pool.release(link, is_doubtful=not finished)
+            if finished:
+                self._pool.release(link)
+            else:
+                self._pool.give_up(link)
 
     async def _begin(self, deadline: float, *, snapshot: bool) -> tuple[Link, Transaction]:
         """Start a transaction, on another connection when one turns out to be gone."""
@@ -189,7 +188,8 @@ class Calls:
                     else link.raw.transaction()
                 )
                 try:
-                    await transaction.start()
+                    async with asyncio.timeout(max(deadline - time.monotonic(), 0.0)):
+                        await transaction.start()
                 except BaseException as error:
                     self._pool.drop(link)
                     if isinstance(error, ERRORS):

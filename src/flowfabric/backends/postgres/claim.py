@@ -22,7 +22,7 @@ from flowfabric.backends.postgres.catalog import STALE, Catalog
 from flowfabric.backends.postgres.record import Named, decode_tags, execution_id_of
 from flowfabric.backends.postgres.store import Store
 from flowfabric.contract import limits
-from flowfabric.contract.errors import Corrupt, FlowFabricError, Unavailable
+from flowfabric.contract.errors import Corrupt, FlowFabricError, OutcomeUnknown, Unavailable
 from flowfabric.contract.lease import Lease, LeaseClaim
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.states import AttemptType
@@ -80,7 +80,8 @@ class Claims:
     ) -> tuple[Lease, ...]:
         """Lease up to `max_tasks` executions, best first.
 
-        Raises: Unavailable or OutcomeUnknown, when nothing is known to be leased.
+        Raises: Unavailable when nothing was leased, OutcomeUnknown when that is not known or a large input of what was
+            leased cannot be read.
         """
         del is_again, woken
         began = time.monotonic()
@@ -141,7 +142,9 @@ class Claims:
             try:
                 rows = await self._calls.rows(self._sql["input"], seqs[start : start + INPUTS_AT_ONCE])
             except FlowFabricError as error:
-                raise Unavailable("the inputs of what was leased could not be read") from error
+                raise OutcomeUnknown(
+                    f"the inputs of what was leased could not be read: {error.message}"
+                ) from error
             found.update((row["seq"], row["input"]) for row in rows)
         return found
 

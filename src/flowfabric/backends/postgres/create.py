@@ -14,7 +14,7 @@ from flowfabric.backends.postgres import shapes
 from flowfabric.backends.postgres.batching import Batch
 from flowfabric.backends.postgres.calling import Again, refusal
 from flowfabric.backends.postgres.catalog import Catalog, is_stale
-from flowfabric.backends.postgres.pool import Record
+from flowfabric.backends.postgres.pool import Record, ran_out_of_time
 from flowfabric.backends.postgres.shapes import Created, Prepared
 from flowfabric.backends.postgres.store import Store
 from flowfabric.contract.errors import (
@@ -23,6 +23,7 @@ from flowfabric.contract.errors import (
     InvalidInput,
     OutcomeUnknown,
     Refused,
+    ResourceExhausted,
     Unavailable,
 )
 from flowfabric.contract.execution import (
@@ -47,7 +48,7 @@ class _Many:
 
     def __init__(self) -> None:
         self.window: Final = asyncio.Semaphore(CHUNKS_AT_ONCE)
-        self.failure: Unavailable | None = None
+        self.failure: Unavailable | ResourceExhausted | None = None
         self.answered: bool = False
         """Some of it was created."""
 
@@ -90,7 +91,9 @@ class Creator:
             return_exceptions=True,
         )
         for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, Unavailable):
+            if isinstance(outcome, BaseException) and not isinstance(
+                outcome, (Unavailable, ResourceExhausted)
+            ):
                 raise outcome
         if many.failure is not None:
             if not many.answered and not isinstance(many.failure, OutcomeUnknown):
@@ -108,14 +111,14 @@ class Creator:
         )
 
     async def _create_chunk(self, many: _Many, items: Sequence[ExecutionCreate]) -> list[Outcome]:
-        """Create some of a batch; raise Unavailable when that failed for all of them."""
+        """Create some of a batch; raise Unavailable or ResourceExhausted when that failed for all of them."""
         # While the store works on some chunks, the next one is prepared.
         async with many.window:
             if many.failure is not None:
                 raise many.failure
             try:
                 outcomes = await self._send(items)
-            except Unavailable as error:
+            except (Unavailable, ResourceExhausted) as error:
                 many.failure = error
                 raise
         many.answered |= any(not isinstance(outcome, FlowFabricError) for outcome in outcomes)
@@ -141,7 +144,9 @@ class Creator:
                     rows = await self._calls.change(
                         self._statement, *shapes.columns_of([prepared for _, prepared in sent])
                     )
-                except (Corrupt, InvalidInput):
+                except (Corrupt, InvalidInput, Unavailable) as error:
+                    if isinstance(error, Unavailable) and not ran_out_of_time(error):
+                        raise
                     # Rolled back as a whole because of one of them.
                     return [await self._create_item(item) for item in items]
             if is_stale(rows):

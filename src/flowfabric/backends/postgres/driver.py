@@ -5,7 +5,7 @@ Nothing else of the engine is here. What must stay true: only this module, `pool
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, overload
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs] -- it comes without
@@ -88,12 +88,6 @@ class Connection(Protocol):
         """Execute a statement, or a script when there are no arguments."""
         ...
 
-    async def executemany(
-        self, statement: str, arguments: Sequence[Sequence[Any]], *, timeout: float | None = None
-    ) -> None:
-        """Execute a statement once for each set of arguments."""
-        ...
-
     async def prepare(
         self, statement: str, *, name: str | None = None, timeout: float | None = None
     ) -> Statement:
@@ -116,24 +110,12 @@ class Connection(Protocol):
         """Listen on a channel."""
         ...
 
-    async def remove_listener(self, channel: str, callback: Callable[[Any, int, str, str], None]) -> None:
-        """Stop listening on a channel."""
-        ...
-
     def add_termination_listener(self, callback: Callable[[Any], None]) -> None:
         """Call back when the connection is gone."""
         ...
 
-    def remove_termination_listener(self, callback: Callable[[Any], None]) -> None:
-        """Stop calling back."""
-        ...
-
     def transaction(self, *, isolation: str | None = None, readonly: bool = False) -> Transaction:
         """Return a transaction that has not begun."""
-        ...
-
-    def get_server_pid(self) -> int:
-        """Return the number of the server's process."""
         ...
 
     def is_closed(self) -> bool:

@@ -216,7 +216,8 @@ class Inside:
     def _explained(self, error: Exception) -> Misuse | None:
         """Return what is raised for an error of the driver's instead, if there is more to say."""
         driver = getattr(error, "orig", error)
-        state = getattr(driver, "sqlstate", None)
+        # psycopg 2, below SQLAlchemy, has another name for it.
+        state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
         schema = self._schema
         if state in _NO_STORE:
             return Misuse(
@@ -276,7 +277,11 @@ def _psycopg(connection: Any) -> Blocking | Awaited | None:
             await cursor.execute(statement, parameters)
             return await cursor.fetchall()
 
-    return Awaited("%s", execute_async) if is_async else Blocking("%s", execute)
+    numbered = tuple(
+        getattr(driver, name) for name in ("RawCursor", "AsyncRawCursor") if hasattr(driver, name)
+    )
+    mark = "${}" if numbered and issubclass(connection.cursor_factory, numbered) else "%s"
+    return Awaited(mark, execute_async) if is_async else Blocking(mark, execute)
 
 
 def _sqlalchemy(connection: Any) -> Blocking | Awaited | None:

@@ -78,6 +78,10 @@ _CONNECTION: Final = (
     OSError,  # TimeoutError among them: the deadline passed while the server was silent
     EOFError,
 )
+UNREADABLE_URL: Final = (
+    "the URL's host, port or options cannot be read; what is special in a user or password is written as in "
+    "%2F for /, %40 for @ and %5B for ["
+)
 _NOT_BEGUN: Final = "cannot switch to state"
 """What the driver says, before it sends anything, of a connection that the server has just ended."""
 
@@ -89,7 +93,10 @@ def understand(error: BaseException, *, sent: bool) -> Trouble:
     if isinstance(error, asyncpg.exceptions.InvalidCachedStatementError):
         return Trouble(verdict=Verdict.AGAIN, reason=reason)
     if state is not None:
-        return _of_state(state, reason)
+        trouble = _of_state(state, reason)
+        if trouble.verdict is Verdict.LOST and not sent:
+            return Trouble(verdict=Verdict.ELSEWHERE, reason=reason)
+        return trouble
     if isinstance(error, (ValueError, TypeError, OverflowError)):
         # The driver could not encode an argument: nothing was sent.
         told = InvalidInput(f"the store cannot keep this value: {reason}")
@@ -202,6 +209,9 @@ def refused_at_opening(error: BaseException, address: str) -> FlowFabricError:
         return Misuse(f"{address} refuses this user: {reason}")
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return Misuse(f"the URL cannot be used: {reason}")
+    if state is None and isinstance(error, ValueError):
+        # What cannot be read may be a part of the password.
+        return Misuse(UNREADABLE_URL)
     trouble = understand(error, sent=False)
     if state is not None and trouble.told is not None:
         return trouble.told

@@ -28,6 +28,8 @@ from flowfabric.contract.errors import Corrupt
 
 PAGE: Final = 2_000
 KEYS_PAGE: Final = 5_000
+LISTED_AT_ONCE: Final = 1_000
+"""What the statements list of what is wrong."""
 JUDGED_AT_ONCE: Final = 200
 """Each may have a thousand events."""
 PAGES_AT_ONCE: Final = 2
@@ -91,8 +93,9 @@ class Fsck:
         """Check a page, and repair what is to be repaired."""
         async with self._snapshot() as reading:
             wrong, strays = await self._check_page(reading, after, upto)
-        if self._repair and (wrong or strays):
-            await self._rebuild([*wrong, *strays])
+        rows = [*wrong, *strays] if self._repair else []
+        for start in range(0, len(rows), LISTED_AT_ONCE):
+            await self._rebuild(rows[start : start + LISTED_AT_ONCE])
 
     async def _check_page(self, reading: Reading, after: int, upto: int) -> tuple[list[int], list[int]]:
         """Check a page; return the rows whose index entries are wrong, and those of entries without an execution."""
@@ -109,29 +112,51 @@ class Fsck:
             rows = doubtful[start : start + JUDGED_AT_ONCE]
             frames = await check_executions(reading, rows, self._findings)
             self._frames += frames
-        wrong: list[int] = []
-        for row in await reading.fetch("entries", after, upto):
-            wrong.append(row["seq"])
-            subject = execution_id_of(row["partition"], row["id"])
-            self._findings.add(REPAIRABLE, subject, entry_problems(row), repaired=self._repair)
+        wrong = await self._check_entries(reading, after, upto)
         for seq, uuid, partition, count in await reading.fetch("frames_elsewhere", after, upto):
             self._findings.add(
                 "S20 frames have a stream",
                 execution_id_of(partition, uuid),
                 f"{count} frames belong to no stream (row {seq})",
             )
+        return wrong, await self._check_strays(reading, after, upto)
+
+    async def _check_entries(self, reading: Reading, after: int, upto: int) -> list[int]:
+        """Compare index entries with what they should be; return the rows of those that are wrong."""
+        wrong: list[int] = []
+        while True:
+            listed = await reading.fetch("entries", after, upto)
+            for row in listed:
+                wrong.append(row["seq"])
+                subject = execution_id_of(row["partition"], row["id"])
+                self._findings.add(REPAIRABLE, subject, entry_problems(row), repaired=self._repair)
+            if not self._repair or len(listed) < LISTED_AT_ONCE:
+                return wrong
+            after = wrong[-1]
+
+    async def _check_strays(self, reading: Reading, after: int, upto: int) -> list[int]:
+        """Look for rows that belong to no execution; return those of index entries."""
         strays: list[int] = []
-        for what, seq in await reading.fetch("strays", after, upto):
-            if what in _INDEX_PARTS:
-                strays.append(seq)
-                self._findings.add(
-                    REPAIRABLE, f"{what} row {seq}", "there is no such execution", repaired=self._repair
-                )
-            else:
-                self._findings.add(
-                    "S24 retention removes everything", f"{what} row {seq}", "it belongs to no execution"
-                )
-        return wrong, strays
+        while True:
+            listed = await reading.fetch("strays", after, upto)
+            is_rest = self._repair and len(listed) == LISTED_AT_ONCE
+            # A number may have several rows, some of which may not be listed yet.
+            upto_now = listed[-1]["seq"] - 1 if is_rest else upto
+            for what, seq in listed:
+                if seq > upto_now:
+                    break
+                if what in _INDEX_PARTS:
+                    strays.append(seq)
+                    self._findings.add(
+                        REPAIRABLE, f"{what} row {seq}", "there is no such execution", repaired=self._repair
+                    )
+                else:
+                    self._findings.add(
+                        "S24 retention removes everything", f"{what} row {seq}", "it belongs to no execution"
+                    )
+            if not is_rest:
+                return strays
+            after = upto_now
 
     # Pages by other keys ------------------------------------------------------------------------------------------
 

@@ -19,7 +19,15 @@ from flowfabric.backends.postgres.record import Named, event_of, execution_id_of
 from flowfabric.backends.postgres.store import Store
 from flowfabric.backends.postgres.wakes import Wakes
 from flowfabric.contract import limits
-from flowfabric.contract.errors import Corrupt, ExecutionNotFound, InvalidOffset, Refused
+from flowfabric.contract.errors import (
+    Corrupt,
+    ExecutionNotFound,
+    InvalidOffset,
+    OutcomeUnknown,
+    Refused,
+    ResourceExhausted,
+    Unavailable,
+)
 from flowfabric.contract.ids import ExecutionId
 from flowfabric.contract.lease import (
     ExpiredLease,
@@ -119,6 +127,8 @@ class PostgresLeases:
         for row in await self._calls.rows(self._sql["grantable"], routes, GRANT_LOOKED_AT_MAX):
             try:
                 granted = await self._grant(command, execution_id_of(row["partition"], row["id"]))
+            except ResourceExhausted:
+                raise
             except Refused:
                 # It needs another purpose, somebody else was faster, or the lane was stopped.
                 continue
@@ -141,7 +151,12 @@ class PostgresLeases:
         )
         if status == "reclaim_cap_exceeded":
             return ReclaimCapExceeded(execution_id=command.execution_id, reclaim_count=found)
-        row = await self._calls.row(self._sql["definition"], found["seq"])
+        try:
+            row = await self._calls.row(self._sql["definition"], found["seq"])
+        except (Unavailable, ResourceExhausted) as error:
+            raise OutcomeUnknown(
+                f"the lease was taken, but what was leased was not read: {error.message}"
+            ) from error
         if row is None:
             raise Corrupt(f"{command.execution_id} has lost its definition")
         return LeaseTaken(lease=lease_from(found, row["document"], Payload(row["input"], row["input_type"])))

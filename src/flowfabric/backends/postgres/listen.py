@@ -162,7 +162,9 @@ class Listener:
         asking = self._store.spawn(self._try_to_lead(self._line, name))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
-        return await asyncio.shield(asking)
+        # Whoever asks is not cancelled with what is asked when the store is closed.
+        await asyncio.wait((asking,))
+        return asking.cancelled() or asking.result()
 
     async def _try_to_lead(self, line: _Line, name: str) -> bool:
         try:

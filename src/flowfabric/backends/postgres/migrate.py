@@ -214,7 +214,11 @@ async def migrate(
             if not stored.exists:
                 await connection.execute(f"CREATE SCHEMA {schema}")
             if not found.is_empty:
+                # What is new is its owner's, too: functions run with their owner's rights.
+                role = await connection.fetchval(_SQL["who_acts"])
+                await connection.fetch(_SQL["act_as_owner"], schema)
                 await _carry_out(connection, schema, found, partitions, manual_now_ms)
+                await connection.fetch(_SQL["act_as"], role)
             roles = [quoted(role) for role in grant]
             if not found.is_empty:
                 roles += [row["role"] for row in await connection.fetch(_SQL["users"], schema)]

@@ -6,6 +6,7 @@ role without any right to change it is enough. What is refused is `gates`' busin
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import urllib.parse
@@ -18,10 +19,10 @@ from flowfabric.backends.clock import ManualClock
 from flowfabric.backends.migrations import MigrationReport
 from flowfabric.backends.postgres import gates, migrate, pool
 from flowfabric.backends.postgres.driver import ERRORS, Connection
-from flowfabric.backends.postgres.errors import refused_at_opening
+from flowfabric.backends.postgres.errors import UNREADABLE_URL, refused_at_opening
 from flowfabric.backends.postgres.functions import SCHEMA_DEFAULT
 from flowfabric.backends.postgres.gates import Server
-from flowfabric.backends.postgres.migrate import Layout
+from flowfabric.backends.postgres.migrate import Layout, Stored
 from flowfabric.backends.postgres.pool import SIZE_DEFAULT, SIZE_MAX, Where
 from flowfabric.backends.urls import public_url
 from flowfabric.contract.errors import Misuse
@@ -37,6 +38,8 @@ POOL_SIZE_OPTION: Final = "pool_size"
 POOLER_OPTION: Final = "pooler"
 DURABILITY_OPTION: Final = "durability"
 LISTENER_OPTION: Final = "listener"
+ANSWER_TIMEOUT_S: Final = 10.0
+"""How long a server and a schema may take to be looked at."""
 _OPTIONS: Final = (SCHEMA_OPTION, POOL_SIZE_OPTION, POOLER_OPTION, DURABILITY_OPTION, LISTENER_OPTION)
 _SCHEMES: Final = ("postgresql", "postgres")
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
@@ -84,7 +87,10 @@ def parse(url: str) -> Target:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise Misuse("not a Postgres URL: write postgresql://user:password@host:port/database")
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise Misuse(UNREADABLE_URL) from None
     if parts.fragment:
         raise Misuse("a Postgres URL takes no fragment: write # in a password as %23")
     mine: dict[str, str] = {}
@@ -184,7 +190,9 @@ async def connect(where: Where, *, application: str = pool.APPLICATION) -> Conne
     try:
         return await pool.open_connection(where, application=application)
     except (*ERRORS, ValueError) as error:
-        raise refused_at_opening(error, where.address) from error
+        refused = refused_at_opening(error, where.address)
+        # What cannot be read of a URL may be secret, in a traceback too.
+        raise refused from (None if isinstance(error, ValueError) else error)
 
 
 async def look(connection: Connection, target: Target) -> Server:
@@ -207,6 +215,12 @@ async def look(connection: Connection, target: Target) -> Server:
     return server
 
 
+async def _look_around(connection: Connection, target: Target) -> tuple[Server, Stored]:
+    """Look at the server and at the schema, which takes a moment or else the server is not there."""
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        return await look(connection, target), await migrate.inspect(connection, target.schema)
+
+
 async def prepare(target: Target, *, clock: ManualClock | None, partitions: PartitionCounts | None) -> Found:
     """Look at the server and the schema; make the store when this is the first process, or replace its functions.
 
@@ -217,8 +231,7 @@ async def prepare(target: Target, *, clock: ManualClock | None, partitions: Part
     manual = clock is not None
     connection = await connect(target.where)
     try:
-        server = await look(connection, target)
-        stored = await migrate.inspect(connection, target.schema)
+        server, stored = await _look_around(connection, target)
         found = migrate.plan(stored, target.schema, manual_clock=manual)
         if migrate.check(stored, found, target.schema):
             await migrate.migrate(
@@ -248,8 +261,7 @@ async def migrate_store(
     target = parse(url)
     connection = await connect(target.where)
     try:
-        await look(connection, target)
-        stored = await migrate.inspect(connection, target.schema)
+        _, stored = await _look_around(connection, target)
         found = migrate.plan(stored, target.schema)
         if stored.layout is not None:
             gates.check_partitions(stored.layout.partitions, partitions)

@@ -9,17 +9,18 @@ doubt is closed, never lent again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from flowfabric.backends.postgres import driver
 from flowfabric.backends.postgres.driver import Connection, Record, Statement
-from flowfabric.backends.postgres.errors import Trouble, is_other_result, understand
+from flowfabric.backends.postgres.errors import Trouble, Verdict, is_other_result, understand
 from flowfabric.contract.errors import ResourceExhausted, Unavailable
 
 SIZE_DEFAULT: Final = 10
@@ -105,6 +106,8 @@ async def open_connection(
             if name not in where.given
         },
     )
+    # Whatever is said from here on has no deadline of its own, and a proxy may let in without a server to lend.
+    watching = asyncio.get_running_loop().call_later(timeout_s, connection.terminate)
     try:
         await connection.set_type_codec(
             "uuid", schema="pg_catalog", encoder=encode_uuid, decoder=decode_uuid, format="binary"
@@ -117,6 +120,8 @@ async def open_connection(
     except BaseException:
         connection.terminate()
         raise
+    finally:
+        watching.cancel()
     return connection
 
 
@@ -137,7 +142,7 @@ class Link:
         sent = False
         try:
             if self._is_pooled:
-                sent = True
+                sent = not self.raw.is_closed()
                 return await self.raw.fetch(statement, *arguments, timeout=timeout_s)
             prepared = self._prepared.get(statement)
             if prepared is None:
@@ -198,11 +203,13 @@ class Pool:
             link.raw.terminate()
             self._forget(link)
         elif is_doubtful:
-            task = asyncio.create_task(self._settle(link))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self._spawn(self._settle(link))
         else:
             self._hand_on(link)
+
+    def give_up(self, link: Link) -> None:
+        """Take a connection back whose transaction was not finished: it is rolled back, and the connection closed."""
+        self._spawn(self._roll_back(link))
 
     def drop(self, link: Link) -> None:
         """Close a connection that is no good."""
@@ -297,14 +304,37 @@ class Pool:
             raise Unavailable(CLOSED)
         return link
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _roll_back(self, link: Link) -> None:
+        """End a transaction and its connection; a statement under way in it, which was given up, is ended first."""
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await _ended(link, "ROLLBACK")
+        self.drop(link)
+
     async def _settle(self, link: Link) -> None:
         """Wait until a statement that was given up has ended, then lend its connection again."""
         try:
-            await link.raw.execute("SELECT 1", timeout=SETTLE_S)
+            await _ended(link, "SELECT 1")
         except (Exception, asyncio.CancelledError):
             self.drop(link)
         else:
             self.release(link)
+
+
+def ran_out_of_time(error: BaseException) -> bool:
+    """Say whether a call failed because what it needed was held for too long: it was rolled back."""
+    cause = error.__cause__
+    return isinstance(cause, StatementFailed) and cause.trouble.verdict is Verdict.OUT_OF_TIME
+
+
+async def _ended(link: Link, statement: str) -> None:
+    """Execute what waits until a statement that was given up has ended: older drivers wait for that without a bound."""
+    async with asyncio.timeout(SETTLE_S):
+        await link.raw.execute(statement, timeout=SETTLE_S)
 
 
 async def _close(link: Link) -> None:

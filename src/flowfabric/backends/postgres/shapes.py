@@ -216,7 +216,8 @@ def chunks(items: Sequence[ExecutionCreate]) -> list[Sequence[ExecutionCreate]]:
             found.append(items[start:at])
             start, size = at, 0
         size += room
-    found.append(items[start:])
+    if items:
+        found.append(items[start:])
     return found
 
 

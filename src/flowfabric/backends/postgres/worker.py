@@ -14,7 +14,7 @@ import msgspec
 from flowfabric.backends.postgres.catalog import Catalog
 from flowfabric.backends.postgres.store import Store
 from flowfabric.contract import ids, limits
-from flowfabric.contract.errors import Corrupt, OutcomeUnknown, Unavailable
+from flowfabric.contract.errors import Corrupt, OutcomeUnknown, ResourceExhausted, Unavailable
 from flowfabric.contract.ids import Lane, Namespace, WorkerId, WorkerInstance
 from flowfabric.contract.worker import (
     WorkerExpire,
@@ -106,7 +106,7 @@ class PostgresWorkers:
                     command.reason,
                     _DEAD_BATCH,
                 )
-            except Unavailable as error:
+            except (Unavailable, ResourceExhausted) as error:
                 if is_first or isinstance(error, OutcomeUnknown):
                     raise
                 raise OutcomeUnknown(

@@ -12,6 +12,18 @@ SET LOCAL lock_timeout = '10s';
 -- name: lock
 SELECT pg_advisory_xact_lock(hashtext('flowfabric'), hashtext('migrate ' || $1::text));
 
+-- name: who_acts
+SELECT current_setting('role');
+
+-- Act as a store's owner until the transaction ends, or acts as somebody else. A store that is being made has none yet.
+-- name: act_as_owner
+SELECT set_config('role', o.rolname::text, true)
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_roles AS o ON o.oid = c.relowner
+WHERE c.relnamespace = to_regnamespace($1::text) AND c.relname = 'migration' AND o.rolname <> current_user;
+
+-- name: act_as
+SELECT set_config('role', $1::text, true);
+
 -- name: create_ledger
 CREATE TABLE ff.migration (
     number integer PRIMARY KEY,

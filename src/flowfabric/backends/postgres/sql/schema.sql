@@ -52,7 +52,8 @@ CREATE TABLE ff.route (
     revision integer UNIQUE -- given when its transaction commits: who knows one knows all with a smaller one
 );
 
-CREATE INDEX route_place ON ff.route (lane, namespace, route, id);
+-- A route's text may be longer than what an index takes: its hash stands for it.
+CREATE INDEX route_place ON ff.route (lane, namespace, hashtextextended(route, 0), id);
 
 CREATE SEQUENCE ff.route_revision AS integer;
 

@@ -21,25 +21,30 @@ LEFT JOIN LATERAL (
         array_agg(attempt.attempt_started_at_ms) AS started_at_ms,
         array_agg(attempt.stream_closed_at_ms) AS streams_closed_at_ms,
         array_agg(attempt.stream_closed_reason) AS streams_closed_reasons,
-        array_agg(stream.trimmed_ms) AS trimmed_ms,
-        array_agg(stream.trimmed_seq) AS trimmed_seq
+        array_agg(attempt.trimmed_ms) AS trimmed_ms,
+        array_agg(attempt.trimmed_seq) AS trimmed_seq
     FROM (
-        (
+        SELECT begun.*, stream.trimmed_ms, stream.trimmed_seq
+        FROM (
+            (
+                SELECT
+                    attempt_index, attempt_id, attempt_type, worker_instance, attempt_started_at_ms,
+                    stream_closed_at_ms, stream_closed_reason
+                FROM ff.attempt
+                WHERE seq = execution.seq AND attempt_index >= $3 AND attempt_index <= $6
+                ORDER BY attempt_index
+                LIMIT $9::bigint + 1
+            )
+            UNION ALL
             SELECT
-                attempt_index, attempt_id, attempt_type, worker_instance, attempt_started_at_ms, stream_closed_at_ms,
-                stream_closed_reason
-            FROM ff.attempt
-            WHERE seq = execution.seq AND attempt_index >= $3 AND attempt_index <= $6
-            ORDER BY attempt_index
-            LIMIT $9::bigint + 1
-        )
-        UNION ALL
-        SELECT
-            execution.attempt_index, execution.attempt_id, execution.attempt_type, execution.worker_instance,
-            execution.attempt_started_at_ms, execution.stream_closed_at_ms, execution.stream_closed_reason
-        WHERE execution.attempt_index >= $3 AND execution.attempt_index <= $6
+                execution.attempt_index, execution.attempt_id, execution.attempt_type, execution.worker_instance,
+                execution.attempt_started_at_ms, execution.stream_closed_at_ms, execution.stream_closed_reason
+            WHERE execution.attempt_index >= $3 AND execution.attempt_index <= $6
+        ) AS begun
+        LEFT JOIN ff.stream AS stream ON stream.seq = execution.seq AND stream.attempt_index = begun.attempt_index
+        -- However they are joined, a page goes on from attempt to attempt.
+        ORDER BY begun.attempt_index
     ) AS attempt
-    LEFT JOIN ff.stream AS stream ON stream.seq = execution.seq AND stream.attempt_index = attempt.attempt_index
 ) AS attempts ON true
 LEFT JOIN LATERAL (
     SELECT

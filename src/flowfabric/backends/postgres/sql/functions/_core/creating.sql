@@ -34,7 +34,8 @@ DECLARE
 BEGIN
     FOR turn IN 1..2 LOOP
         SELECT min(r.id) INTO found_id FROM ff.route r
-            WHERE r.lane = p_lane AND r.namespace = p_namespace AND r.route = p_route;
+            WHERE r.lane = p_lane AND r.namespace = p_namespace
+                AND hashtextextended(r.route, 0) = hashtextextended(p_route, 0) AND r.route = p_route;
         IF found_id IS NOT NULL THEN
             RETURN found_id;
         END IF;

@@ -119,12 +119,16 @@ BEGIN
             trimmed_ms = (greatest(ARRAY[trimmed_ms, trimmed_seq], g.lasting))[1],
             trimmed_seq = (greatest(ARRAY[trimmed_ms, trimmed_seq], g.lasting))[2]
         WHERE seq = p_seq AND attempt_index = s.attempt_index;
+        -- Fewer than asked for were all there were, whatever the counts said.
         UPDATE ff.stream SET
+            durable_kept = 0,
+            summary_kept = 0,
+            best_effort_kept = 0,
             expires_at_ms = NULL,
             trimmed_ms = CASE WHEN trimmed_ms > 0 THEN last_ms ELSE 0 END,
             trimmed_seq = CASE WHEN trimmed_ms > 0 THEN last_seq ELSE 0 END
         WHERE seq = p_seq AND attempt_index = s.attempt_index
-            AND durable_kept + summary_kept + best_effort_kept <= 0;
+            AND (durable_kept + summary_kept + best_effort_kept <= 0 OR dropped < p_most);
         IF FOUND THEN
             streams := streams + 1;
         ELSE

@@ -107,8 +107,13 @@ CREATE FUNCTION ff._start_attempts(
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
+    v_ids uuid[];
+    v_due_at bigint;
     v_started integer;
 BEGIN
+    SELECT array_agg(e.id), min(g.instant + least(p_ttls[g.at], e.attempt_timeout_ms)) INTO v_ids, v_due_at
+        FROM unnest(p_ats, p_places, p_instants) AS g (at, place, instant)
+        JOIN ff.execution e ON e.ctid = g.place;
     RETURN QUERY
         WITH taken AS (
             UPDATE ff.execution e SET
@@ -177,6 +182,8 @@ BEGIN
     IF v_started <> cardinality(p_ats) THEN
         RAISE EXCEPTION 'of % executions % could be leased', cardinality(p_ats), v_started;
     END IF;
-    PERFORM ff._announce_due(min(i.instant + p_ttls[i.at])) FROM unnest(p_ats, p_instants) AS i (at, instant);
+    PERFORM ff._announce_due(v_due_at);
+    -- Who follows a run waits for the marker of its attempt.
+    PERFORM ff._announce_change(u.id) FROM unnest(v_ids) AS u (id);
 END
 $$;

@@ -12,6 +12,22 @@ BEGIN
 END
 $$;
 
+-- Lock an execution out of turn: a statement over `p_ids` came before, which keeps the lock of each one that it had to
+-- wait for, also of those it left alone then. Whoever has this one may be waiting for one of those, so that nobody waits
+-- here, unless no id is larger: the caller's call fails as after a deadlock, and is sent again.
+CREATE FUNCTION ff._lock_late(p_id uuid, p_ids uuid[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_id >= ALL (p_ids) THEN
+        RETURN;
+    END IF;
+    PERFORM FROM ff.execution e WHERE e.id = p_id FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND AND EXISTS (SELECT FROM ff.execution e WHERE e.id = p_id) THEN
+        RAISE serialization_failure USING MESSAGE = 'an execution is locked that is needed out of turn';
+    END IF;
+END
+$$;
+
 -- The id as everybody outside writes it.
 CREATE FUNCTION ff._execution_id(p_partition integer, p_id uuid) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$

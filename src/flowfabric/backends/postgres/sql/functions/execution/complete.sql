@@ -1,7 +1,7 @@
 -- End active executions with success: one command per position, each on another execution. Answers the instant.
 -- Refuses: execution_not_found execution_not_active lease_revoked lease_expired stale_lease
 -- Also touches: ff.result. What everybody does - the holder of a live lease completes - is one statement for all; the rest
--- goes step by step. Both lock in the order of ids, the second after the first.
+-- goes step by step. Both lock in the order of ids; the second one does not wait out of turn.
 CREATE FUNCTION ff.execution_complete(
     p_partitions integer[], p_ids uuid[], p_lease_ids uuid[], p_epochs bigint[], p_attempt_ids uuid[], p_lanes text[],
     p_routes text[], p_digests text[], p_actors text[], p_types text[], p_results bytea[]
@@ -93,6 +93,7 @@ BEGIN
     IF cardinality(v_done) = cardinality(p_ids) THEN
         RETURN;
     END IF;
+    PERFORM ff._lock_late(c.id, p_ids) FROM unnest(p_ids) WITH ORDINALITY AS c (id, at) WHERE c.at <> ALL (v_done);
     FOR i IN SELECT c.at FROM unnest(p_ids) WITH ORDINALITY AS c (id, at) WHERE c.at <> ALL (v_done) ORDER BY c.id LOOP
         at := i;
         SELECT o.code, o.message, o.details, o.completed_at_ms INTO code, message, details, completed_at_ms

@@ -47,7 +47,8 @@ BEGIN
         LEFT JOIN ff.lane l ON l.lane = s.lane
         CROSS JOIN LATERAL (
             SELECT min(x.id) AS route_id FROM ff.route x
-            WHERE x.lane = s.lane AND x.namespace = s.namespace AND x.route = s.route
+            WHERE x.lane = s.lane AND x.namespace = s.namespace
+                AND hashtextextended(x.route, 0) = hashtextextended(s.route, 0) AND x.route = s.route
         ) r
         LEFT JOIN ff.kind_default k ON k.namespace = s.namespace AND k.kind = s.kind
     LOOP

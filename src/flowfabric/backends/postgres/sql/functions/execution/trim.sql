@@ -2,7 +2,8 @@
 -- is due: one execution per position. Answers what was done; `more`: a bounded part, call again for the rest.
 -- Refuses: execution_not_found
 -- Also touches: everything that belongs to the execution. Finished executions without frames, which most are, go with one
--- statement for all; the rest goes step by step. Frames go before their execution, so what is left in between is right.
+-- statement for all; the rest goes step by step, and does not wait out of turn. Frames go before their execution, so
+-- what is left in between is right.
 CREATE FUNCTION ff.execution_trim(p_partitions integer[], p_ids uuid[])
 RETURNS TABLE (at integer, code text, message text, details jsonb, status text)
 LANGUAGE plpgsql
@@ -55,6 +56,8 @@ BEGIN
             RETURN;
         END IF;
     END IF;
+    PERFORM ff._lock_late(c.id, p_ids) FROM unnest(p_ids) WITH ORDINALITY AS c (id, at)
+        WHERE v_done IS NULL OR c.at <> ALL (v_done);
     FOR i IN
         SELECT c.at FROM unnest(p_ids) WITH ORDINALITY AS c (id, at)
             WHERE v_done IS NULL OR c.at <> ALL (v_done) ORDER BY c.id

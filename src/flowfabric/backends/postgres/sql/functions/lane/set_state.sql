@@ -28,10 +28,9 @@ BEGIN
         UPDATE ff.lane l SET state = p_state, changed_at_ms = greatest(now, l.changed_at_ms) WHERE l.lane = p_lane;
         PERFORM ff._announce_catalog();
         IF p_state IN (@LANE_ACCEPTS_CLAIMS@) AND before NOT IN (@LANE_ACCEPTS_CLAIMS@) THEN
-            FOR route_id IN
-                SELECT r.id FROM ff.route r
-                WHERE r.lane = p_lane AND EXISTS (SELECT 1 FROM ff.ready y WHERE y.route_id = r.id)
-            LOOP
+            -- Also where nothing waits that can be seen: whoever was woken by work that is committed before this is
+            -- finds the lane stopped, and sleeps again.
+            FOR route_id IN SELECT r.id FROM ff.route r WHERE r.lane = p_lane LOOP
                 PERFORM ff._announce_work(route_id, 1);
             END LOOP;
         END IF;

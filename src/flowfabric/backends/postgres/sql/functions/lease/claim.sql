@@ -5,7 +5,8 @@
 -- are arrays in text form, `p_known` the latest route that the caller has heard of: when there is a later one, the claim
 -- is `stale_catalog`. Nothing here waits: a claim whose id another transaction uses just then is `claim_in_use`; what
 -- others have locked is passed over, and a claim that finds nothing else is `contended` and looks again. The work left
--- behind is announced; that an attempt began is not, because nobody waits for that.
+-- behind is announced, and that an attempt began. Of what a claim held when it was looked for, only what it holds still
+-- when it is read is answered: somebody else may have it by then.
 
 CREATE FUNCTION ff.lease_claim(
     p_namespaces text[],
@@ -128,7 +129,9 @@ BEGIN
                 CASE WHEN octet_length(d.input) <= least(65536, @BODY_BATCH_MAX@ / cardinality(v_shown_ats))
                     THEN d.input END
             FROM unnest(v_shown_ats, v_shown_seqs) AS g (at, seq)
-            JOIN ff.execution e ON e.seq = g.seq
+            JOIN ff.execution e ON e.seq = g.seq AND e.vector = @LEASED@
+                AND (e.claim_id, e.worker_instance)
+                    IS NOT DISTINCT FROM (p_claim_ids[g.at], p_worker_instances[g.at])
             LEFT JOIN ff.definition d ON d.seq = g.seq
             LEFT JOIN ff.stream s ON s.seq = e.seq AND s.attempt_index = e.attempt_index;
     END IF;
