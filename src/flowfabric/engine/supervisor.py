@@ -1,6 +1,7 @@
 """The supervisor: owns background tasks, restarts one that crashes, stops them within a grace.
 
-A crash is logged with a count and the task restarts after a pause; a store that is unavailable or full is no crash, only a pause.
+A crash is logged with a count and the task restarts after a pause; a store that is unavailable or full is no crash,
+only a pause.
 `Engine` is the supervisor of a store's timers and housekeeping.
 """
 
