@@ -139,9 +139,9 @@ async def _census(
                 killed = await processes.kill_one_at_work(client)
                 display.say(_about_kill(killed))
             await following
+            summary = await client.submit(summarise, url=url, runs=[run.id for run in runs])
+            counts = await summary.result(timeout="5m")
             guard.cancel()
-    summary = await client.submit(summarise, url=url, runs=[run.id for run in runs])
-    counts = await summary.result(timeout="5m")
     outcome = Outcome(
         files=len(paths),
         elapsed_s=time.perf_counter() - began,

@@ -25,7 +25,7 @@ CAUGHT_TIMEOUT_S: Final = 10.0
 
 
 class WorkerEnded(Exception):
-    """A worker process ended by itself."""
+    """A worker process ended by itself, or does not come up."""
 
 
 @dataclass(kw_only=True)
@@ -67,26 +67,32 @@ class WorkerProcesses:
 
     async def wait_ready(self, client: Client) -> None:
         """Wait until every worker has registered: from then on the store knows the tasks' retries and timeouts."""
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while True:
-                self.check_alive()
-                page = await client.stores.worker.list(WorkerList())
-                alive = [info.worker_instance for info in page.workers if info.alive]
-                if all(
-                    any(_is_of(instance, name, process) for instance in alive)
-                    for name, process in self._processes.items()
-                ):
-                    return
-                await asyncio.sleep(0.05)
+        until = time.monotonic() + START_TIMEOUT_S
+        while True:
+            self.check_alive()
+            page = await client.stores.worker.list(WorkerList())
+            alive = [info.worker_instance for info in page.workers if info.alive]
+            if all(
+                any(_is_of(instance, name, process) for instance in alive)
+                for name, process in self._processes.items()
+            ):
+                return
+            if time.monotonic() >= until:
+                raise WorkerEnded(
+                    self._with_log(f"not every worker has registered after {START_TIMEOUT_S:g} s")
+                )
+            await asyncio.sleep(0.05)
 
     def check_alive(self) -> None:
         """Raise `WorkerEnded` if one did, with the end of what it wrote."""
         for name, process in self._processes.items():
             if process.returncode is not None:
-                wrote = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-                raise WorkerEnded(
-                    f"worker {name} ended with status {process.returncode}:\n" + "\n".join(wrote)
-                )
+                raise WorkerEnded(self._with_log(f"worker {name} ended with status {process.returncode}"))
+
+    def _with_log(self, message: str) -> str:
+        """Return a message with the end of what the workers wrote."""
+        wrote = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+        return f"{message}:\n" + "\n".join(wrote)
 
     async def kill_one_at_work(self, client: Client) -> Kill | None:
         """Kill a worker with SIGKILL while it holds work; None when none did for a while.
@@ -96,15 +102,18 @@ class WorkerProcesses:
         until = time.monotonic() + CAUGHT_TIMEOUT_S
         while time.monotonic() < until:
             for name, process in list(self._processes.items()):
-                os.kill(process.pid, signal.SIGSTOP)
+                if process.returncode is not None:
+                    continue
+                process.send_signal(signal.SIGSTOP)
                 held = await _held_by(client, name, process)
                 if held:
+                    # Whoever looks whether all are alive must not miss it.
+                    del self._processes[name]
                     process.kill()
                     killed_at_ms = time.time_ns() // 1_000_000
                     await process.wait()
-                    del self._processes[name]
                     return Kill(worker=name, at_ms=killed_at_ms, held=held)
-                os.kill(process.pid, signal.SIGCONT)
+                process.send_signal(signal.SIGCONT)
             await asyncio.sleep(0.02)
         return None
 
@@ -112,6 +121,8 @@ class WorkerProcesses:
         """Let the workers finish what they hold and end; kill those that do not in time."""
         for process in self._processes.values():
             if process.returncode is None:
+                # It may have been stopped, to be killed.
+                process.send_signal(signal.SIGCONT)
                 process.terminate()
         for process in self._processes.values():
             try:

@@ -1,6 +1,7 @@
 """`python -m examples.transactional_enqueue [URL]`: two orders, one of which is rolled back.
 
-URL is a Postgres database to use; without one a server is started for this run, from whatever Postgres is installed.
+URL is a Postgres database to use, by a role that may make tables in it; without one a server is started for this run,
+from whatever Postgres is installed.
 """
 
 from __future__ import annotations
@@ -59,16 +60,20 @@ async def run(url: str) -> None:
 
 def main() -> int:
     """Run the example; return the exit status."""
+    given = sys.argv[1:]
+    if given and not given[0].startswith(("postgresql://", "postgres://")):
+        print(__doc__)
+        return 0 if given[0] in ("-h", "--help") else 2
     with ExitStack() as stack:
-        if len(sys.argv) > 1:
-            url = sys.argv[1]
+        if given:
+            url = given[0]
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             url = stack.enter_context(postgres.running(folder / "postgres")).url
         try:
             asyncio.run(run(url))
-        except FlowFabricError as error:
-            print(error, file=sys.stderr)
+        except (FlowFabricError, asyncpg.PostgresError) as error:
+            print(f"error: {error}", file=sys.stderr)
             return 3
     return 0
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from tests.cli.running import flowfabric
+from tests.cli.running import environment, flowfabric
+from tests.postgres.session import own_database
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -21,6 +25,8 @@ NOWHERE = "http://127.0.0.1:9"
         (("list", "--store", "http://127.0.0.1:9090"), 2, "--server http"),
         (("list", "--server", NOWHERE, "--store", "sqlite:///x.db"), 2, "not both"),
         (("list", "--store", "nonsense://x"), 2, "sqlite:///file.db"),
+        (("list", "--store", "postgresql://127.0.0.1:9/x"), 3, "the store's server runs"),
+        (("serve", "--store", "postgresql://127.0.0.1:9/x"), 3, "the store's server runs"),
         (("submit", "k", "--input", "{", "--server", NOWHERE), 2, "is not JSON"),
         (("submit", "k", "--input", "@missing.json", "--server", NOWHERE), 2, "missing.json"),
         (("submit", "k", "--tag", "novalue", "--server", NOWHERE), 2, "--tag novalue=VALUE"),
@@ -77,3 +83,56 @@ def test_a_token_never_shows_in_an_error(tmp_path: Path) -> None:
     done = flowfabric("list", "--server", "http://user:topsecret@127.0.0.1:9", cwd=tmp_path)
     assert done.returncode == 2
     assert "topsecret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [("list",), ("admin", "fsck"), ("admin", "ping")], ids=" ".join)
+def test_only_looking_makes_no_store(command: tuple[str, ...]) -> None:
+    """A command that only looks refuses a database without a store, and leaves it as it is; a migration makes one."""
+    with own_database() as url:
+        done = flowfabric(*command, "--store", url)
+        with psycopg.connect(url) as line:
+            schemas = line.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'ff'").fetchall()
+        assert (done.returncode, schemas) == (2, [])
+        assert "there is no store at" in done.stderr and "flowfabric migrate" in done.stderr
+        assert flowfabric("migrate", "--store", url).returncode == 0
+        assert flowfabric(*command, "--store", url).returncode == 0
+
+
+def test_interrupt_before_a_command_runs(tmp_path: Path) -> None:
+    """Ctrl-C while the program is still being loaded ends it with status 130 and without a traceback."""
+    code = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'flowfabric.cli.root':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from flowfabric.cli import main\n"
+        "main(['version'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """A full disk behind the output is named, not taken for a bug."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flowfabric", "version"], check=False, stdout=full, stderr=subprocess.PIPE,
+            text=True, cwd=tmp_path, env=environment(),
+        )  # fmt: skip
+    assert (done.returncode, "cannot write" in done.stderr, "make room" in done.stderr) == (3, True, True)
+
+
+def test_a_backup_needs_a_folder(tmp_path: Path) -> None:
+    """A backup into a folder that is missing says so before the store is opened."""
+    done = flowfabric("admin", "backup", "missing/copy.db", "--store", "sqlite:///x.db", cwd=tmp_path)
+    assert (done.returncode, "missing is no folder" in done.stderr) == (2, True)

@@ -68,6 +68,11 @@ def test_dev_on_a_server_of_its_own(tmp_path: Path, beside: str) -> None:
         assert "nothing is wrong" in flowfabric("admin", "fsck", cwd=tmp_path).stderr
         second = flowfabric("dev", "app.py", "--store", beside, cwd=tmp_path)
         assert (second.returncode, first.url in second.stderr) == (4, True)
+        other = flowfabric("dev", "app.py", cwd=tmp_path)
+        assert (other.returncode, f"a dev runs in {tmp_path / '.flowfabric'} already on {beside}" in other.stderr) == (
+            4, True,
+        )  # fmt: skip
+        assert "another folder" in other.stderr
         assert first.stop() == 0
     wait_gone([pid])
     with dev(tmp_path, "--store", beside):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import flowfabric
+from examples.code_census import workers
+from examples.code_census.app import census_file
 from examples.code_census.census import (
     Counts,
     add_up,
@@ -138,3 +144,47 @@ def test_adding_up_is_the_loop(folder: Path) -> None:
     total = add_up(count_file(folder, path) for path in paths)
     assert differences(total, plain_loop(folder, paths)) == []
     assert differences(total, total + Counts(lines=1)) == [f"lines: {total.lines} and {total.lines + 1}"]
+
+
+async def test_a_worker_that_does_not_come_up_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has not registered in time ends the demo with what it wrote, and a stopped one is still ended."""
+    monkeypatch.setattr(workers, "START_TIMEOUT_S", 0.0)
+    url = f"sqlite:///{tmp_path}/census.db"
+    processes = workers.WorkerProcesses(url, concurrency=1, lease_ttl_ms=1_000, log=tmp_path / "log")
+    async with flowfabric.connect(url) as client:
+        await processes.start("late")
+        with pytest.raises(workers.WorkerEnded, match="not every worker has registered"):
+            await processes.wait_ready(client)
+        (process,) = processes._processes.values()  # pyright: ignore[reportPrivateUsage]
+        process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        await processes.stop()
+        assert process.returncode is not None
+        assert time.monotonic() - began < workers.STOP_TIMEOUT_S / 2
+
+
+async def test_the_killed_worker_is_not_missed(folder: Path, tmp_path: Path) -> None:
+    """Whoever looks all the time whether the workers are alive does not take the one that is killed for a failure."""
+    url = f"sqlite:///{tmp_path}/census.db"
+    processes = workers.WorkerProcesses(url, concurrency=4, lease_ttl_ms=1_000, log=tmp_path / "log")
+
+    async def watch() -> None:
+        while True:
+            processes.check_alive()
+            await asyncio.sleep(0)
+
+    async with flowfabric.connect(url) as client:
+        try:
+            await processes.start("only")
+            await processes.wait_ready(client)
+            paths = source_files(folder, 100)
+            await client.submit_many(census_file, [{"root": str(folder), "path": path} for path in paths])
+            watching = asyncio.create_task(watch())
+            killed = await processes.kill_one_at_work(client)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            assert killed is not None and watching.cancelled()
+        finally:
+            await processes.stop()

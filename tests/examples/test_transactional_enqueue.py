@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import psycopg
 import pytest
 
-from tests.cli.running import environment
+from tests.cli.running import environment, flowfabric
 from tests.docs.pages import ROOT
 from tests.postgres.session import own_database
 
@@ -39,3 +40,24 @@ def test_a_database_that_cannot_be_reached_is_an_error() -> None:
     done = example("postgresql://nobody@127.0.0.1:1/nothing")
     assert done.returncode == 3
     assert "127.0.0.1:1" in done.stderr
+
+
+def test_a_role_without_tables_of_its_own_is_an_error() -> None:
+    """A role that may use the store but make no table is told so, without a traceback."""
+    with own_database() as url:
+        name = "nothing_of_its_own"
+        assert flowfabric("migrate", "--store", url).returncode == 0
+        with psycopg.connect(url, autocommit=True) as line:
+            line.execute(f"DROP ROLE IF EXISTS {name}")
+            line.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+            assert flowfabric("migrate", "--store", url, "--grant", name).returncode == 0
+            done = example(url.replace(url.partition("://")[2].rpartition("@")[0], f"{name}:x"))
+            line.execute(f"DROP OWNED BY {name}")
+            line.execute(f"DROP ROLE {name}")
+    assert (done.returncode, "permission denied for schema public" in done.stderr) == (3, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_database_shows_how_it_is_used() -> None:
+    """It is used with a Postgres URL, or none."""
+    assert (example("--help").returncode, example("http://127.0.0.1:9090").returncode) == (0, 2)

@@ -7,13 +7,21 @@ Nothing here decides about work: commands build one command struct, call one ope
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status; `arguments` default to those of the process."""
-    from flowfabric.cli.root import run
+    try:
+        from flowfabric.cli.root import run
 
-    run(arguments)
+        run(arguments)
+    except KeyboardInterrupt:
+        # It came before a command ran: nothing has begun.
+        raise SystemExit(INTERRUPTED) from None
 
 
 __all__ = ["main"]

@@ -52,7 +52,7 @@ async def fsck(
     from flowfabric import backends
     from flowfabric.cli import output, target
 
-    url = target.existing_store(target.choose_store(server=None, store=store))
+    url = await target.require_store(target.choose_store(server=None, store=store))
     backend = await backends.connect(url)
     try:
         report = await backend.maintenance.fsck(repair=repair, progress=_progress("checked"))
@@ -96,7 +96,11 @@ async def backup(
 
     if destination.exists():
         raise Misuse(f"{destination} exists already", next="name a file that does not exist")
-    url = target.existing_store(target.choose_store(server=None, store=store))
+    if not destination.parent.is_dir():
+        raise Misuse(
+            f"{destination.parent} is no folder", next="make it first, or name a file in another folder"
+        )
+    url = await target.require_store(target.choose_store(server=None, store=store))
     backend = await backends.connect(url)
     try:
         report = await backend.maintenance.backup(destination, progress=_progress("copied"))

@@ -7,6 +7,7 @@ signature, so a command declares only what is special to it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import inspect
 import sys
@@ -104,13 +105,13 @@ class Session:
         return target.choose(server=self.server, store=self.store, token=self.token)
 
     async def client(self, *, creates: bool = False) -> Client:
-        """Connect once and return the client; only with `creates` may a store's file be missing."""
+        """Connect once and return the client; only with `creates` may a store be missing."""
         if self._client is None:
             from flowfabric.client.connecting import connect
 
             chosen = self.target
             if not chosen.is_server and not creates:
-                target.existing_store(chosen.url)
+                await target.require_store(chosen.url)
             self._client = await self._stack.enter_async_context(connect(chosen.url, token=chosen.token))
         return self._client
 
@@ -228,6 +229,12 @@ def _unexpected(error: Exception) -> FlowFabricError:
         from flowfabric.contract.errors import Misuse
 
         return Misuse(f"{error.filename}: {error.strerror}", next="check the path and its permissions")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        from flowfabric.contract.errors import Unavailable
+
+        return Unavailable(
+            f"cannot write: {error.strerror}", next="make room where the output goes, or send it elsewhere"
+        )
     return FlowFabricError(f"{type(error).__name__}: {error}")
 
 

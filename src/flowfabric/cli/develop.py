@@ -214,6 +214,8 @@ def holding(store: str) -> Generator[Path | None]:
 
     Raises: `Misuse` when the store is a server; `AlreadyRunning` when another `dev` holds the lock.
     """
+    from flowfabric.backends.urls import public_url
+
     if store.partition(":")[0].lower() in ("http", "https"):
         raise Misuse(
             "dev brings a server of its own",
@@ -230,10 +232,15 @@ def holding(store: str) -> Generator[Path | None]:
     with (folder / DEV_LOCK).open("a+b") as file:
         if not try_lock(file.fileno()):
             running = read_running_dev(folder)
-            where = f" at {running.url} (process {running.pid}, {running.app})" if running is not None else ""
+            which = (
+                f" on {public_url(running.store)} at {running.url} (process {running.pid}, {running.app})"
+                if running is not None
+                else ", or is starting or stopping"
+            )
             raise AlreadyRunning(
-                f"a dev runs on {store} already{where}",
-                next="use that one: the other commands find it by themselves; or stop it, or give another --store",
+                f"a dev runs in {folder} already{which}",
+                next="use that one: the other commands find it by themselves; or stop it, or give a --store with its "
+                "data in another folder, such as sqlite:///other/dev.db",
             )
         try:
             yield folder
@@ -292,6 +299,9 @@ async def _open(
     )
     named = public_url(beside) if beside is not None else store
     settings = [ServerSettings.load(os.environ, listen=address, store=named) for address in addresses]
+    if beside is not None:
+        # It runs only as long as this process: nobody else can bring it up to date after an upgrade.
+        await backends.migrate(beside, partitions=settings[0].partitions)
     backend = await backends.connect(
         beside or settings[0].store, partitions=settings[0].partitions, retention_ms=settings[0].retention_ms
     )

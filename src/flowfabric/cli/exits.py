@@ -67,6 +67,7 @@ NEXT_STEP_BY_STATUS: Final = {
     Exit.REFUSED: "`flowfabric describe ID` and `flowfabric lane list` show the state of things",
     Exit.BUG: "run it again with --debug and report what it prints",
 }
+STORE_UNREACHABLE: Final = "check that the store's server runs, and host and port in the URL"
 
 
 def status_of(error: FlowFabricError) -> Exit:
@@ -84,9 +85,14 @@ def status_of(error: FlowFabricError) -> Exit:
 
 def next_step(error: FlowFabricError, command: str = "flowfabric") -> str:
     """Say what to do about an error; its details may carry a step of their own, `next`."""
+    from flowfabric.backends.urls import kind_of
+
     given = error.details.get("next")
     if isinstance(given, str):
         return given
+    if isinstance(error, Unavailable) and kind_of(error.message) is not None:
+        # It begins with the URL of the store that was to be opened.
+        return STORE_UNREACHABLE
     return NEXT_STEPS.get(error.code) or NEXT_STEP_BY_STATUS[status_of(error)].format(command=command)
 
 

@@ -152,6 +152,27 @@ def existing_store(url: str) -> str:
     return url
 
 
+async def require_store(url: str) -> str:
+    """Refuse a store that does not exist, for commands that would otherwise make an empty one in a wrong place.
+
+    A Valkey store is not looked for: making one there takes a few keys and harms nobody.
+    Raises: `Misuse` naming the file or database; what the database says.
+    """
+    from flowfabric import backends
+    from flowfabric.backends.urls import POSTGRES, kind_of
+
+    existing_store(url)
+    if kind_of(url) == POSTGRES:
+        report = await backends.migrate(url, plan_only=True)
+        if report.is_new:
+            raise Misuse(
+                f"there is no store at {report.store}",
+                next="check the database's name, and ?schema= if the store has another than ff; `flowfabric migrate`, "
+                "`serve`, `worker` and `submit` make a store, other commands do not",
+            )
+    return url
+
+
 def file_of(url: str) -> Path | None:
     """Return the file a store's URL names, if it names one."""
     scheme, _, rest = url.partition("://")

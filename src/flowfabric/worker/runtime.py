@@ -187,7 +187,8 @@ class Worker:
             registration=self.registration,
             blocked_warning_s=self._blocked_warning_s,
         )
-        await self._register()
+        if not await self._register_unless_stopped(self._stop_asked):
+            return
         self._keeper.start()
         loop = asyncio.get_running_loop()
         self._claimers = [
@@ -238,6 +239,20 @@ class Worker:
             self._stop(self._drain_s if drain_timeout is None else milliseconds(drain_timeout, "") / 1_000)
         )
         await asyncio.shield(self._stopped)
+
+    async def _register_unless_stopped(self, stop_asked: asyncio.Event) -> bool:
+        """Register; say whether that was done before it was asked to stop."""
+        registering = asyncio.ensure_future(self._register())
+        asked = asyncio.ensure_future(stop_asked.wait())
+        try:
+            await asyncio.wait((registering, asked), return_when=asyncio.FIRST_COMPLETED)
+            if registering.done():
+                await registering
+            return registering.done()
+        finally:
+            for task in (registering, asked):
+                task.cancel()
+            await asyncio.gather(registering, asked, return_exceptions=True)
 
     async def _register(self) -> None:
         tries = 0
