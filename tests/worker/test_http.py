@@ -218,3 +218,22 @@ async def test_a_result_too_large_for_a_request_fails_for_good() -> None:
         ended = await rig.run(returns_much)
     assert isinstance(ended, ResultFailed)
     assert ended.category == "result_encode_error"
+
+
+async def test_a_worker_that_waits_for_its_server_can_be_stopped() -> None:
+    """While nothing answers where its server should be, a worker waits; asked to stop, it stops."""
+
+    async def another() -> Stores:
+        return HttpStores("http://127.0.0.1:1")
+
+    stores = await another()
+    worker = Worker(stores, app, concurrency=1, stores_factory=another)
+    running_worker = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.2)  # sleeps: it tries in vain, and says so to nobody here
+    assert not running_worker.done()
+    worker.request_stop()
+    await asyncio.wait_for(running_worker, 20)
+    with pytest.raises(Misuse, match="started before"):
+        await worker.start()
+    await worker.stop()
+    await stores.close()

@@ -257,6 +257,8 @@ class PostgresServer(LoopbackServer):
                 group=user.gid,
                 extra_groups=user.groups,
                 cwd=user.folder,
+                # Ctrl-C is for this process, which ends it.
+                start_new_session=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"{MAKER} does not run: {error}") from error

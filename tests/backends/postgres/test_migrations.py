@@ -314,9 +314,10 @@ def test_the_command(database: Database) -> None:
     assert "postgres:" not in report["store"].partition("//")[2]
     again = flowfabric("migrate", "--store", database.url)
     assert "is up to date" in again.stdout
-    refused = flowfabric("migrate", "--store", database.url, "--grant", "no_such_role")
-    assert refused.returncode == 2
-    assert "CREATE ROLE" in refused.stderr
+    for plan_only in ((), ("--plan",)):
+        refused = flowfabric("migrate", "--store", database.url, "--grant", "no_such_role", *plan_only)
+        assert refused.returncode == 2
+        assert "CREATE ROLE" in refused.stderr
 
 
 def test_the_command_on_other_stores(tmp_path: Path) -> None:

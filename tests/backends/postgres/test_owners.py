@@ -8,6 +8,7 @@ import pytest
 
 from flowfabric import backends
 from flowfabric.backends.postgres import migrate, opening
+from flowfabric.contract.errors import Misuse
 from flowfabric.contract.ids import PartitionCounts
 from tests.backends.postgres.test_migrations import LATER
 from tests.backends.postgres.work import claim, complete, create, opened
@@ -78,3 +79,31 @@ async def test_an_administrator_grants(database: tuple[str, str]) -> None:
     finally:
         node.call("DROP OWNED BY guest", database=name)
         node.call("DROP ROLE guest")
+
+
+async def test_a_guest_cannot_let_others_in(database: tuple[str, str]) -> None:
+    """A role that may use the store and nothing else is told that it may not grant; Postgres itself only warns."""
+    _, as_keeper = database
+    node, name = shared_node(), as_keeper.rpartition("/")[2].partition("?")[0]
+    await backends.migrate(as_keeper)
+    node.call("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    node.call("CREATE ROLE friend")
+    try:
+        await backends.migrate(as_keeper, grant=["guest"])
+        with pytest.raises(Misuse, match="may not let friend use the store"):
+            await backends.migrate(as_keeper.replace("keeper:keeper", "guest:guest"), grant=["friend"])
+        assert node.call("SELECT has_schema_privilege('friend', 'mine', 'USAGE')", database=name) == [
+            (False,)
+        ]
+        await backends.migrate(as_keeper, grant=["friend"])
+        assert node.call("SELECT has_schema_privilege('friend', 'mine', 'USAGE')", database=name) == [(True,)]
+    finally:
+        node.call("DROP OWNED BY guest, friend", database=name)
+        node.call("DROP ROLE guest, friend")
+
+
+@pytest.mark.parametrize("option", ["nonsense=1", "work_mem=much"])
+async def test_settings_that_the_server_does_not_take(database: tuple[str, str], option: str) -> None:
+    """An option of the URL that neither we nor the driver nor the server know is called what it is."""
+    with pytest.raises(Misuse, match="the URL cannot be used"):
+        await backends.connect(f"{database[0]}&{option}")

@@ -125,11 +125,6 @@ def is_forbidden(error: BaseException) -> bool:
     return sqlstate_of(error) == "42501"
 
 
-def is_unknown(error: BaseException) -> bool:
-    """Say whether a name is not known to the server."""
-    return sqlstate_of(error) == "42704"
-
-
 def is_other_signature(error: BaseException) -> bool:
     """Say whether a function cannot be replaced because its parameters or what it returns are others."""
     return sqlstate_of(error) == "42P13"
@@ -207,7 +202,8 @@ def refused_at_opening(error: BaseException, address: str) -> FlowFabricError:
         return Misuse(f"{address} has no such database: {reason}; create it first (createdb)")
     if state == "42501":
         return Misuse(f"{address} refuses this user: {reason}")
-    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+    # An option that is not the driver's is a setting of the server, which may not know it or not take its value.
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError) or state in ("42704", "22023"):
         return Misuse(f"the URL cannot be used: {reason}")
     if state is None and isinstance(error, ValueError):
         # What cannot be read may be a part of the password.

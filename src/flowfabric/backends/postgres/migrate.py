@@ -18,7 +18,7 @@ from flowfabric.backends import assets, migrations
 from flowfabric.backends.migrations import Migration
 from flowfabric.backends.postgres import functions
 from flowfabric.backends.postgres.driver import ERRORS, Connection
-from flowfabric.backends.postgres.errors import is_forbidden, is_unknown
+from flowfabric.backends.postgres.errors import is_forbidden
 from flowfabric.backends.postgres.functions import PACKAGE, FunctionSet
 from flowfabric.contract.errors import Misuse
 from flowfabric.contract.ids import PartitionCounts
@@ -224,13 +224,20 @@ async def migrate(
                 roles += [row["role"] for row in await connection.fetch(_SQL["users"], schema)]
             for role in dict.fromkeys(roles):
                 await functions.let_use(connection, schema, role)
+            # Postgres only warns when somebody grants what is not his to grant.
+            for row in await connection.fetch(_SQL["not_let_in"], schema, list(grant)):
+                raise Misuse(f"this role may not let {row['role']} use the store: {ADVICE}")
             return found
     except ERRORS as error:
-        if is_unknown(error) and grant:
-            raise Misuse(f"{error}: make it first (CREATE ROLE)") from error
         if not is_forbidden(error):
             raise
         raise Misuse(f"this role may not do that ({error}): {ADVICE}") from error
+
+
+async def check_roles(connection: Connection, roles: Sequence[str]) -> None:
+    """Refuse roles that are not there."""
+    for row in await connection.fetch(_SQL["unknown_roles"], list(roles)):
+        raise Misuse(f"role {quoted(row['role'])} does not exist: make it first (CREATE ROLE)")
 
 
 async def _carry_out(

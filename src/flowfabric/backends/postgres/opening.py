@@ -43,6 +43,8 @@ ANSWER_TIMEOUT_S: Final = 10.0
 _OPTIONS: Final = (SCHEMA_OPTION, POOL_SIZE_OPTION, POOLER_OPTION, DURABILITY_OPTION, LISTENER_OPTION)
 _SCHEMES: Final = ("postgresql", "postgres")
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,47}")
+PORT_MAX: Final = 65_535
+_PORT: Final = re.compile(r":([0-9]+)$")
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?")
 _TRANSACTION: Final = "transaction"
 
@@ -110,6 +112,7 @@ def parse(url: str) -> Target:
             mine[name] = value
     is_pooled = _pooler(mine.get(POOLER_OPTION))
     netloc, _, hosts = parts.netloc.rpartition("@")
+    _check_ports(hosts)
     where = Where(
         dsn=urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode(others))),
         address=public_url(url),
@@ -125,6 +128,13 @@ def parse(url: str) -> Target:
         durability=_durability(mine.get(DURABILITY_OPTION)),
         listener=_listener(mine.get(LISTENER_OPTION), where, parts, netloc, others),
     )
+
+
+def _check_ports(hosts: str) -> None:
+    for host in hosts.split(","):
+        port = _PORT.search(host)
+        if port is not None and not 1 <= int(port[1]) <= PORT_MAX:
+            raise Misuse("a port is a number from 1 to 65535: postgresql://host:5432/database")
 
 
 def _schema(text: str | None) -> str:
@@ -265,6 +275,7 @@ async def migrate_store(
         found = migrate.plan(stored, target.schema)
         if stored.layout is not None:
             gates.check_partitions(stored.layout.partitions, partitions)
+        await migrate.check_roles(connection, grant)
         if not plan_only:
             found = await migrate.migrate(connection, target.schema, partitions=partitions, grant=grant)
     except ERRORS as error:

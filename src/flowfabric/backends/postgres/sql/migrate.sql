@@ -92,3 +92,12 @@ FROM pg_catalog.pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS g
 JOIN pg_catalog.pg_roles AS r ON r.oid = g.grantee
 WHERE c.relnamespace = to_regnamespace($1::text) AND c.relname = 'function_set'
     AND g.privilege_type = 'SELECT' AND g.grantee <> c.relowner;
+
+-- name: unknown_roles
+SELECT g.role FROM unnest($1::text[]) AS g (role)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS r WHERE r.rolname = g.role);
+
+-- name: not_let_in
+SELECT g.role FROM unnest($2::text[]) AS g (role)
+WHERE NOT has_schema_privilege(g.role, $1::text, 'USAGE')
+    OR NOT has_table_privilege(g.role, $1::text || '.function_set', 'SELECT');
