@@ -306,7 +306,7 @@ async def test_one_process_leads_at_a_time(place: str) -> None:
         assert await listener_of(other).lead("something else")
         await one.close()
         async with asyncio.timeout(PATIENCE_S):
-            while not await listener_of(other).lead("it"):
+            while not await listener_of(other).lead("it"):  # noqa: ASYNC110 -- nobody announces it
                 await asyncio.sleep(0.005)  # sleeps: until the server has noticed that the connection is gone
         assert await listener_of(other).lead("it")
         assert not await listener_of(third).lead("it")
