@@ -113,3 +113,16 @@ def test_an_unknown_outcome_is_an_unavailability() -> None:
     """Whoever handles unavailability handles unknown outcomes, and can tell them apart."""
     assert issubclass(OutcomeUnknown, Unavailable)
     assert OutcomeUnknown.code != Unavailable.code
+
+
+def test_callers_of_a_shared_call_get_errors_of_their_own() -> None:
+    """Each is told the same, with the same cause; an error that is not ours is shared as it is."""
+    error = errors.InvalidInput("no", field="kind")
+    error.__cause__ = ValueError("why")
+    own = errors.own_copy(error)
+    assert own is not error and type(own) is errors.InvalidInput
+    assert (own.message, own.details, own.__cause__) == (error.message, error.details, error.__cause__)
+    own.details["index"] = 1
+    assert error.details == {"field": "kind"}
+    other = KeyError("theirs")
+    assert errors.own_copy(other) is other

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from copy import copy
 from typing import Any, Final
 
 from flowfabric.client.transport import Answer, Request, Transport, Trouble
 from flowfabric.contract import limits, wire, wire_batch
-from flowfabric.contract.errors import OutcomeUnknown, PayloadTooLarge
+from flowfabric.contract.errors import OutcomeUnknown, PayloadTooLarge, own_copy
 from flowfabric.contract.manifest import Operation
 from flowfabric.telemetry import trace
 
@@ -180,9 +179,9 @@ def _check_size(operation: Operation, body: bytes | None, more: int) -> None:
 
 
 def _told(error: BaseException) -> Exception:
-    """Return what one of the callers of a shared request is told: an error of its own, for its own traceback."""
+    """Return what one of the callers of a shared request is told."""
     if isinstance(error, Trouble):
-        return Trouble(copy(error.error), sent=error.sent, retry_after_s=error.retry_after_s)
+        return Trouble(own_copy(error.error), sent=error.sent, retry_after_s=error.retry_after_s)
     if isinstance(error, Exception):
-        return copy(error)
+        return own_copy(error)
     return Trouble(OutcomeUnknown("the client was closed during the call"), sent=True)

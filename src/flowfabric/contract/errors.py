@@ -8,8 +8,9 @@ decides *when* a refusal applies: that is `flowfabric.rules`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
+Raised = TypeVar("Raised", bound=Exception)
 Detail = str | int | float | bool | None | list[str]
 
 
@@ -34,6 +35,18 @@ class FlowFabricError(Exception):
 
 def _rebuild(kind: type[FlowFabricError], message: str, details: dict[str, Detail]) -> FlowFabricError:
     return kind(message, **details)
+
+
+def own_copy(error: Raised) -> Raised:
+    """Return what one of the callers of a shared call is told: an error of its own, for its own traceback.
+
+    Errors of others, which may not know how to be copied, are shared.
+    """
+    if not isinstance(error, FlowFabricError):
+        return error
+    own = type(error)(error.message, **error.details)
+    own.__cause__ = error.__cause__
+    return own
 
 
 def default_message(kind: type[FlowFabricError]) -> str:

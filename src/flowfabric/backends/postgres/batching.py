@@ -19,7 +19,14 @@ import msgspec
 
 from flowfabric.backends.postgres.driver import Record
 from flowfabric.backends.postgres.pool import LOCK_TIMEOUT_MS, ran_out_of_time
-from flowfabric.contract.errors import Corrupt, FlowFabricError, InvalidInput, OutcomeUnknown, Unavailable
+from flowfabric.contract.errors import (
+    Corrupt,
+    FlowFabricError,
+    InvalidInput,
+    OutcomeUnknown,
+    Unavailable,
+    own_copy,
+)
 
 LANES: Final = 2
 """Statements of one function that are under way at once; more would be smaller, and so slower."""
@@ -231,7 +238,4 @@ def _answer(members: Sequence[_Command], rows: Sequence[Record]) -> None:
 def _fail(members: Sequence[_Command], error: Exception) -> None:
     for member in members:
         if not member.answer.done():
-            # Each caller gets an exception of its own: raising one adds to its traceback.
-            own = type(error)(error.message, **error.details) if isinstance(error, FlowFabricError) else error
-            own.__cause__ = error.__cause__
-            member.answer.set_exception(own)
+            member.answer.set_exception(own_copy(error))

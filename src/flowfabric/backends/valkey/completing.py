@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from copy import copy
 from typing import Any, Final
 
 from flowfabric.backends import reply
@@ -18,7 +17,7 @@ from flowfabric.backends.valkey.keys import Partition, Partitions, fresh_nonce
 from flowfabric.backends.valkey.record import INLINE_BYTES_MAX
 from flowfabric.backends.valkey.routing import Routes
 from flowfabric.backends.valkey.wire import Command
-from flowfabric.contract.errors import Unavailable
+from flowfabric.contract.errors import Unavailable, own_copy
 from flowfabric.contract.execution import ExecutionComplete
 from flowfabric.contract.holding import actor_of, complete_digest
 from flowfabric.contract.ids import execution_uuid
@@ -148,7 +147,7 @@ class Completer:
 
 
 def _told(error: BaseException) -> Exception:
-    """Return what one of the callers of a shared call is told: an error of its own, for its own traceback."""
+    """Return what one of the callers of a shared call is told."""
     if isinstance(error, Exception):
-        return copy(error)
+        return own_copy(error)
     return Unavailable("the store is being closed")
