@@ -15,13 +15,14 @@ from flowfabric.backends.postgres.backend import PostgresBackend
 from flowfabric.contract.errors import Unavailable
 from flowfabric.contract.execution import (
     ExecutionCreate,
+    ExecutionReadInfo,
     ExecutionReadResult,
 )
 from flowfabric.contract.ids import ExecutionId, Kind, Lane
 from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.lease import LeaseRelease
 from flowfabric.contract.policies import ExecutionPolicy, RoutingRequirements
-from flowfabric.contract.states import LaneState
+from flowfabric.contract.states import LaneState, PublicState
 from flowfabric.contract.stream import FrameInput, StreamAppend, StreamTail
 from flowfabric.engine.supervisor import Engine
 from tests.backends.postgres.work import (
@@ -77,13 +78,13 @@ async def _promote(one: PostgresBackend) -> ExecutionId:
     engine = Engine(one)
     await engine.start()
 
-    async def is_served() -> bool:
-        batch = await one.timers.read_due(1)
-        return not batch.due and batch.next_due_at_ms is None
+    async def is_delayed() -> bool:
+        info = await one.execution.read_info(ExecutionReadInfo(execution_id=execution_id))
+        return info.public_state is PublicState.DELAYED
 
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while not await is_served():  # noqa: ASYNC110 (asks as an engine would)
+            while await is_delayed():  # noqa: ASYNC110 (asks as a user would)
                 await asyncio.sleep(0.01)
     finally:
         await engine.stop(5)
