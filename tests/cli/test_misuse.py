@@ -132,6 +132,17 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert (done.returncode, "cannot write" in done.stderr, "make room" in done.stderr) == (3, True, True)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_outputs_may_be_closed(tmp_path: Path, closed: str) -> None:
+    """A process that is started with its outputs closed does what it was told and exits with its status."""
+    for arguments, status in ((("version",), 0), (("list", "--store", "sqlite:///none.db"), 2)):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$0" -m flowfabric "$@" {closed}', sys.executable, *arguments],
+            check=False, capture_output=True, text=True, cwd=tmp_path, env=environment(),
+        )  # fmt: skip
+        assert (done.returncode, "internal" in done.stderr) == (status, False)
+
+
 def test_a_backup_needs_a_folder(tmp_path: Path) -> None:
     """A backup into a folder that is missing says so before the store is opened."""
     done = flowfabric("admin", "backup", "missing/copy.db", "--store", "sqlite:///x.db", cwd=tmp_path)

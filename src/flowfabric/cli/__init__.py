@@ -6,6 +6,8 @@ Nothing here decides about work: commands build one command struct, call one ope
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +17,7 @@ INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status; `arguments` default to those of the process."""
+    _open_closed_outputs()
     try:
         from flowfabric.cli.root import run
 
@@ -22,6 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         # It came before a command ran: nothing has begun.
         raise SystemExit(INTERRUPTED) from None
+
+
+def _open_closed_outputs() -> None:
+    """Give a process whose outputs were closed (`>&-`) some to write to: the command counts, not who listens."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
 
 
 __all__ = ["main"]
