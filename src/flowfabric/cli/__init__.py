@@ -31,7 +31,7 @@ def _open_closed_outputs() -> None:
     """Give a process whose outputs were closed (`>&-`) some to write to: the command counts, not who listens."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
 __all__ = ["main"]

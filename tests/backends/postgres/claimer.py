@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from tests.backends.postgres.work import claim, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim
 
 
 async def main(url: str, worker: str) -> None:

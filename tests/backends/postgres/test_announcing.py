@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,25 +13,8 @@ from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.policies import ExecutionPolicy, TimeoutPolicy
 from flowfabric.contract.states import LaneState
 from flowfabric.contract.stream import ATTEMPT_STARTED, StreamTail
-from tests.backends.postgres.work import (
-    PATIENCE_S,
-    WAIT_MS,
-    asleep,
-    claim,
-    complete,
-    covered,
-    create,
-    held,
-    listener_of,
-    opened,
-    served,
-    store_of,
-    until,
-    waiting,
-)
-
-LONG_S = 30.0
-TIMERS = ("due", 0)
+from tests.backends.postgres.work import asleep, asleep_for_timers, covered, held, store_of
+from tests.backends.working import PATIENCE_S, WAIT_MS, claim, complete, create, served, until, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +24,6 @@ def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wakes, name, 600.0)
     for name in ("LOOK_AGAIN_S", "POLL_S"):
         monkeypatch.setattr(timers, name, 600.0)
-
-
-@pytest.fixture
-async def pair(place: str) -> AsyncIterator[list[PostgresBackend]]:
-    """The same store in two processes, so to speak."""
-    async with opened(place, 2) as backends:
-        yield backends
 
 
 async def test_the_first_attempt_wakes_who_follows_a_run(pair: list[PostgresBackend]) -> None:
@@ -67,15 +42,9 @@ async def test_the_first_attempt_wakes_who_follows_a_run(pair: list[PostgresBack
 async def test_a_first_attempt_that_may_not_take_long_wakes_timers(pair: list[PostgresBackend]) -> None:
     """The time limit of a first attempt is told to timers that sleep for longer, however late its lease runs out."""
     one, other = pair
-    while not listener_of(other)._covered.issuperset({TIMERS}):
-        task = asyncio.create_task(other.timers.wait_change(None, LONG_S))
-        await covered(other, TIMERS)
-        await asyncio.wait_for(task, PATIENCE_S)
     timeout = TimeoutPolicy(attempt_timeout_ms=1_000)
     await create(one, policy=ExecutionPolicy(timeout_policy=timeout))
-    await other.timers.read_due(1)
-    task = asyncio.create_task(other.timers.wait_change(await one.now_ms() + 60_000, LONG_S))
-    await until(lambda: store_of(other).bells.waiting == 1)
+    task = await asleep_for_timers(other, await one.now_ms() + 60_000)
     (lease,) = await claim(one, lease_ttl_ms=30_000)
     await asyncio.wait_for(task, PATIENCE_S / 4)
     assert (await other.timers.read_due(1)).next_due_at_ms == lease.attempt_timeout_at_ms

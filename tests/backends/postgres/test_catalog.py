@@ -17,7 +17,8 @@ from flowfabric.contract.lease import LeaseClaim
 from flowfabric.contract.policies import ExecutionPolicy, KindDefaults, RoutingRequirements
 from flowfabric.contract.states import LaneState
 from flowfabric.contract.worker import WorkerRegister
-from tests.backends.postgres.work import claim, create, opened, store_of, until
+from tests.backends.postgres.work import opened, store_of
+from tests.backends.working import claim, create, until
 
 
 def claiming(*lanes: str, **fields: Any) -> LeaseClaim:

@@ -42,19 +42,16 @@ from flowfabric.contract.policies import (
     TimeoutPolicy,
 )
 from flowfabric.contract.states import FailureClass, LaneState, PublicState
-from tests.backends.postgres.work import (
+from tests.backends.postgres.work import asleep, held, opened, store_of
+from tests.backends.working import (
     PATIENCE_S,
-    asleep,
     claim,
     claim_id,
     claiming,
     complete,
     create,
     create_many,
-    held,
-    opened,
     served,
-    store_of,
     until,
     waiting,
 )

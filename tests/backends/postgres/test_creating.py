@@ -43,7 +43,8 @@ from flowfabric.contract.policies import (
 )
 from flowfabric.contract.states import LaneState
 from flowfabric.contract.worker import WorkerRegister
-from tests.backends.postgres.work import claim, opened, store_of
+from tests.backends.postgres.work import opened, store_of
+from tests.backends.working import claim
 from tests.postgres.servers import Node
 
 LARGE: Final = Payload(b"x" * 100_000, "text/plain")

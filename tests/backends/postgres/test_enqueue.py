@@ -32,6 +32,7 @@ from flowfabric.contract.lane import LaneSetState
 from flowfabric.contract.policies import KindDefaults
 from flowfabric.contract.states import LaneState
 from flowfabric.contract.worker import WorkerRegister
+from tests.backends import working
 from tests.backends.postgres import work
 from tests.backends.postgres.applications import (
     WAYS,
@@ -95,7 +96,7 @@ async def test_a_commit_submits(shop: PostgresBackend, place: str, way: Way) -> 
         await application.commit()
     assert await listed(shop) == [enqueued.id]
     assert await purchases(place) == [1]
-    (lease,) = await work.claim(shop, lanes=(Lane("parcels"),))
+    (lease,) = await working.claim(shop, lanes=(Lane("parcels"),))
     assert (lease.execution_id, lease.kind, lease.priority) == (enqueued.id, "ship", 7)
 
 
@@ -252,14 +253,14 @@ async def test_the_same_again_is_a_duplicate(shop: PostgresBackend, place: str) 
 async def test_a_waiting_worker_gets_it_at_the_commit(shop: PostgresBackend, place: str) -> None:
     """A claim that waits is woken by the commit, not before, and not only when it looks again."""
     async with with_asyncpg(place) as application:
-        waiting = work.waiting(shop, lanes=(Lane("parcels"),))
+        waiting = working.waiting(shop, lanes=(Lane("parcels"),))
         await work.asleep(shop, count=1)
         enqueued = await application.enqueue(ship, purchase=1)
-        other = await work.create(shop)
-        assert (await work.claim(shop))[0].execution_id == other
+        other = await working.create(shop)
+        assert (await working.claim(shop))[0].execution_id == other
         assert not waiting.done()
         await application.commit()
-        (lease,) = await work.served(waiting)
+        (lease,) = await working.served(waiting)
     assert lease.execution_id == enqueued.id
 
 
@@ -267,10 +268,10 @@ async def test_a_long_transaction_keeps_nobody_from_sleeping(shop: PostgresBacke
     """While a transaction with something enqueued stays open, claims begin to wait and are woken as ever."""
     async with with_asyncpg(place) as application:
         await application.enqueue(ship, purchase=1)
-        waiting = work.waiting(shop, lanes=(Lane("parcels"), Lane("default")))
+        waiting = working.waiting(shop, lanes=(Lane("parcels"), Lane("default")))
         await work.asleep(shop, count=1)
-        created = await work.create(shop)
-        (lease,) = await work.served(waiting)
+        created = await working.create(shop)
+        (lease,) = await working.served(waiting)
         assert lease.execution_id == created
         await application.rollback()
 
@@ -288,7 +289,7 @@ async def test_a_rollback_takes_a_new_route_back(shop: PostgresBackend, place: s
     async with with_asyncpg(place) as application:
         enqueued = await application.enqueue("never", lane="new")
         await application.commit()
-    (lease,) = await work.claim(shop, lanes=(Lane("new"),))
+    (lease,) = await working.claim(shop, lanes=(Lane("new"),))
     assert lease.execution_id == enqueued.id
 
 
@@ -416,6 +417,6 @@ async def test_it_is_a_run_after_the_commit(shop: PostgresBackend, place: str) -
     async with with_sqlalchemy_session(place) as application:
         enqueued = await application.enqueue(ship, purchase=4)
         await application.commit()
-    (lease,) = await work.claim(shop, lanes=(Lane("parcels"),))
-    await work.complete(shop, lease, b"4")
+    (lease,) = await working.claim(shop, lanes=(Lane("parcels"),))
+    await working.complete(shop, lease, b"4")
     assert await Client(shop).run(enqueued.id, ship).result(timeout=30) == 4

@@ -8,6 +8,7 @@ import pytest
 
 import flowfabric
 from flowfabric import Misuse
+from tests.backends import working
 from tests.backends.postgres import work
 
 
@@ -31,7 +32,7 @@ async def test_cursors_with_other_marks(place: str) -> None:
         for factory in (psycopg.AsyncCursor, psycopg.AsyncClientCursor, psycopg.AsyncRawCursor):
             async with await psycopg.AsyncConnection.connect(place, cursor_factory=factory) as line:
                 await flowfabric.enqueue(line, "k", a=1)
-        assert len(await work.claim(backend, max_tasks=10)) == 6
+        assert len(await working.claim(backend, max_tasks=10)) == 6
 
 
 async def test_savepoints_and_failed_transactions(place: str) -> None:
@@ -54,5 +55,5 @@ async def test_savepoints_and_failed_transactions(place: str) -> None:
         with pytest.raises(Misuse, match="no transaction"):
             await flowfabric.enqueue(connection, "k")
         await connection.close()
-        leases = await work.claim(backend, max_tasks=10)
+        leases = await working.claim(backend, max_tasks=10)
         assert {lease.execution_id for lease in leases} == {kept.id, again.id}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from flowfabric.backends.clock import ManualClock
 from flowfabric.contract.execution import ExecutionCreate
 from flowfabric.contract.ids import Kind
-from tests.backends.postgres.work import FEW, create_many, opened
+from tests.backends.postgres.work import FEW, opened
+from tests.backends.working import create_many
 from tests.postgres.servers import Node
 
 MANY = 1_300

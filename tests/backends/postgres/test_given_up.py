@@ -26,7 +26,8 @@ from flowfabric.contract.execution import ExecutionCreate
 from flowfabric.contract.ids import Kind
 from tests.backends.postgres.gated import Gated, gated, own_gated
 from tests.backends.postgres.pooler import PGBOUNCER, PgBouncer
-from tests.backends.postgres.work import listener_of, opened, store_of, until, waiting
+from tests.backends.postgres.work import listener_of, opened, store_of
+from tests.backends.working import until, waiting
 from tests.postgres.servers import Node
 from tests.postgres.session import own_database, shared_node
 from tests.proxy import proxied

@@ -13,7 +13,8 @@ from flowfabric.contract.errors import LaneNotAccepting
 from flowfabric.contract.ids import Kind, Lane
 from flowfabric.contract.lane import LaneInfo, LaneList, LaneSetState
 from flowfabric.contract.states import LaneState
-from tests.backends.postgres.work import asleep, claim, create, opened, served, waiting
+from tests.backends.postgres.work import asleep, opened
+from tests.backends.working import claim, create, served, waiting
 from tests.postgres.servers import Node
 
 

@@ -17,22 +17,8 @@ from flowfabric.backends.postgres.wakes import change_bucket, work_bucket
 from flowfabric.contract import ids
 from flowfabric.contract.execution import ExecutionReadResult, ResultCancelled
 from flowfabric.contract.ids import ExecutionId, execution_uuid
-from tests.backends.postgres.work import (
-    PATIENCE_S,
-    WAIT_MS,
-    asleep,
-    claim,
-    complete,
-    covered,
-    create,
-    gone,
-    listener_of,
-    opened,
-    served,
-    store_of,
-    until,
-    waiting,
-)
+from tests.backends.postgres.work import asleep, covered, listener_of, opened, store_of
+from tests.backends.working import PATIENCE_S, WAIT_MS, claim, complete, create, gone, served, until, waiting
 from tests.postgres.servers import Node, single_node
 from tests.proxy import Proxy
 
@@ -68,13 +54,35 @@ async def raw(store: PostgresBackend, place: str) -> AsyncIterator[Any]:
     await connection.close()
 
 
+class Told:
+    """What is told to everybody, since it was last asked for."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._found: list[str] = []
+        self._ended = asyncio.Event()
+
+    async def listen(self) -> None:
+        """Begin to hear."""
+        await self._connection.add_listener("ff", lambda *event: self._found.append(event[3]))
+        await self._connection.add_listener("ff_told", lambda *_: self._ended.set())
+
+    async def until_now(self) -> list[str]:
+        """Return what all transactions committed by now have told: commits are told in their order."""
+        self._ended.clear()
+        await self._connection.execute("NOTIFY ff_told")
+        await asyncio.wait_for(self._ended.wait(), PATIENCE_S)
+        found, self._found = self._found, []
+        return found
+
+
 @pytest.fixture
-async def told(store: PostgresBackend, place: str) -> AsyncIterator[list[str]]:
-    """What is told to everybody."""
-    found: list[str] = []
+async def told(store: PostgresBackend, place: str) -> AsyncIterator[Told]:
+    """A listener beside the store's."""
     connection = await asyncpg.connect(place)
-    await connection.add_listener("ff", lambda *event: found.append(event[3]))
-    yield found
+    heard = Told(connection)
+    await heard.listen()
+    yield heard
     await connection.close()
 
 
@@ -125,7 +133,7 @@ async def test_statements_are_sound(store: PostgresBackend, raw: Any, path: str)
 
 
 async def test_a_sleeper_sees_what_a_writer_commits_that_could_not_know_of_it(
-    store: PostgresBackend, raw: Any, told: list[str]
+    store: PostgresBackend, raw: Any, told: Told
 ) -> None:
     """A writer that looked for sleepers before one came tells nobody; the sleeper looks once it has committed."""
     execution_id = await create(store)
@@ -139,7 +147,7 @@ async def test_a_sleeper_sees_what_a_writer_commits_that_could_not_know_of_it(
     await writing.commit()
     async with asyncio.timeout(PATIENCE_S):
         assert isinstance(await task, ResultCancelled)
-    assert f"x {execution_uuid(execution_id)}" not in told
+    assert f"x {execution_uuid(execution_id)}" not in await told.until_now()
 
 
 async def test_a_sleeper_waits_for_long_writers_without_being_in_anybodys_way(
@@ -173,14 +181,13 @@ async def covered_but(store: PostgresBackend, execution_id: ExecutionId) -> None
     await until(lambda: listener._wanted.keys() - listener._covered == {key_of(execution_id)})
 
 
-async def test_writers_tell_only_where_somebody_sleeps(store: PostgresBackend, told: list[str]) -> None:
+async def test_writers_tell_only_where_somebody_sleeps(store: PostgresBackend, told: Told) -> None:
     """Work, changes and instants are told to sleepers; without any, only that there is a new route."""
     execution_id = await create(store, delay_until_ms=await store.now_ms() + 3_000)
     await create(store)
     (lease,) = await claim(store)
     await complete(store, lease)
-    assert told == ["c"]
-    told.clear()
+    assert await told.until_now() == ["c"]
     task = waiting(store)
     await asleep(store, count=1)
     await create(store)
@@ -191,7 +198,7 @@ async def test_writers_tell_only_where_somebody_sleeps(store: PostgresBackend, t
     await cancel(connection, execution_id)
     await connection.close()
     await task
-    assert [text.split()[0] for text in told] == ["w", "x"]
+    assert [text.split()[0] for text in await told.until_now()] == ["w", "x"]
 
 
 async def test_writers_are_not_in_each_others_way(raw: Any, place: str) -> None:

@@ -11,7 +11,8 @@ from flowfabric.backends.postgres.listing import SLACK_MS
 from flowfabric.contract.errors import InvalidInput
 from flowfabric.contract.execution import ExecutionCreate, ExecutionList
 from flowfabric.contract.ids import Kind
-from tests.backends.postgres.work import create, create_many, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import create, create_many
 from tests.postgres.servers import Node
 
 STEP_MS = 10 * SLACK_MS

@@ -14,7 +14,8 @@ from flowfabric.contract.lease import Lease
 from flowfabric.contract.payloads import Fence
 from flowfabric.contract.policies import ExecutionPolicy
 from flowfabric.contract.stream import FrameInput, StreamAppend
-from tests.backends.postgres.work import PATIENCE_S, claim, complete, create, store_of
+from tests.backends.postgres.work import store_of
+from tests.backends.working import PATIENCE_S, claim, complete, create
 
 LOCK = "SELECT FROM ff.execution WHERE id = $1 FOR UPDATE"
 DEADLOCK_S = 1.0

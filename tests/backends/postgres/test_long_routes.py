@@ -8,7 +8,8 @@ import string
 from flowfabric.contract import limits
 from flowfabric.contract.ids import Kind
 from flowfabric.contract.policies import ExecutionPolicy, RoutingRequirements
-from tests.backends.postgres.work import claim, create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim, create
 
 LENGTH = 40
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flowfabric.contract.stream import StreamRead
-from tests.backends.postgres.work import claim, create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim, create
 from tests.postgres.servers import Node
 
 MANY = """

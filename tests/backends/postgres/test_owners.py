@@ -11,7 +11,8 @@ from flowfabric.backends.postgres import migrate, opening
 from flowfabric.contract.errors import Misuse
 from flowfabric.contract.ids import PartitionCounts
 from tests.backends.postgres.test_migrations import LATER
-from tests.backends.postgres.work import claim, complete, create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim, complete, create
 from tests.postgres.session import own_database, shared_node
 
 WHOLE = PartitionCounts()

@@ -21,7 +21,8 @@ from flowfabric.contract.policies import ExecutionPolicy, TimeoutPolicy
 from flowfabric.contract.worker import WorkerMarkDead
 from flowfabric.engine import timers
 from flowfabric.engine.timers import FailureTracker
-from tests.backends.postgres.work import claim, create, opened, store_of
+from tests.backends.postgres.work import opened, store_of
+from tests.backends.working import claim, create
 from tests.postgres.servers import Node
 
 BIG = Payload(b'"' + b"x" * 100_000 + b'"')

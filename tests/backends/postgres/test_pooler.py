@@ -15,20 +15,8 @@ from flowfabric.contract.ids import Kind
 from flowfabric.contract.stream import FrameInput, StreamAppend, StreamTail
 from flowfabric.engine.supervisor import Engine
 from tests.backends.postgres.pooler import PGBOUNCER, Pooler, SmallPooler, pgbouncer, small_pooler
-from tests.backends.postgres.work import (
-    PATIENCE_S,
-    WAIT_MS,
-    asleep,
-    claim,
-    complete,
-    create,
-    gone,
-    listener_of,
-    opened,
-    served,
-    until,
-    waiting,
-)
+from tests.backends.postgres.work import asleep, listener_of, opened
+from tests.backends.working import PATIENCE_S, WAIT_MS, claim, complete, create, gone, served, until, waiting
 from tests.postgres.servers import Node
 
 LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"

@@ -38,7 +38,8 @@ from flowfabric.contract.lease import (
 from flowfabric.contract.payloads import Fence
 from flowfabric.contract.worker import WorkerList, WorkerRegister
 from flowfabric.worker.runtime import Worker
-from tests.backends.postgres.work import claim, complete, create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim, complete, create
 from tests.postgres.servers import Node
 
 LEASE_TTL_S = 0.4

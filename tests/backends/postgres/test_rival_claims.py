@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from flowfabric.contract.lease import LeaseRevoke
-from tests.backends.postgres.work import claim, claim_id, create, held, opened, until
+from tests.backends.postgres.work import held, opened
+from tests.backends.working import claim, claim_id, create, until
 from tests.postgres.session import own_database, shared_node
 
 GATED = """

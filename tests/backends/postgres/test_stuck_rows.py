@@ -21,7 +21,8 @@ from flowfabric.contract.execution import (
 from flowfabric.contract.ids import Kind, execution_uuid
 from flowfabric.contract.lease import LeaseRenew
 from flowfabric.contract.payloads import Payload
-from tests.backends.postgres.work import claim, create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim, create
 from tests.postgres.servers import Node
 
 COUNT = 12

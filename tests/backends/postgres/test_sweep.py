@@ -9,7 +9,8 @@ import pytest
 
 from flowfabric.backends.clock import ManualClock
 from flowfabric.backends.postgres import sweep
-from tests.backends.postgres.work import create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import create
 from tests.postgres.servers import Node
 
 COUNT = "SELECT count(*) FROM ff.idempotency"

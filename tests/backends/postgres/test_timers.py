@@ -17,22 +17,8 @@ from flowfabric.contract.ids import Lane, WorkerId, WorkerInstance
 from flowfabric.contract.states import CancelSource
 from flowfabric.contract.worker import WorkerRegister
 from flowfabric.engine.timers import timer_loop
-from tests.backends.postgres.work import (
-    PATIENCE_S,
-    claim,
-    covered,
-    create,
-    gone,
-    listener_of,
-    opened,
-    served,
-    store_of,
-    until,
-    waiting,
-)
-
-LONG_S = 30.0
-TIMERS = ("due", 0)
+from tests.backends.postgres.work import LONG_S, asleep_for_timers, opened, store_of, told_of_timers
+from tests.backends.working import PATIENCE_S, claim, create, gone, served, waiting
 
 
 @pytest.fixture(autouse=True)
@@ -40,23 +26,6 @@ def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks again by itself within a test."""
     for name in ("LOOK_AGAIN_S", "POLL_S"):
         monkeypatch.setattr(timers, name, 600.0)
-
-
-async def sleeping(backend: PostgresBackend, until_ms: int | None) -> asyncio.Task[None]:
-    """Wait for timers, and return once that is known to those who write."""
-    await until_told(backend)
-    task = asyncio.create_task(backend.timers.wait_change(until_ms, LONG_S))
-    await until(lambda: store_of(backend).bells.waiting == 1)
-    return task
-
-
-async def until_told(backend: PostgresBackend) -> None:
-    """Have a backend be told of what is due."""
-    while not listener_of(backend)._covered.issuperset({TIMERS}):
-        task = asyncio.create_task(backend.timers.wait_change(None, LONG_S))
-        await covered(backend, TIMERS)
-        await asyncio.wait_for(task, PATIENCE_S)
-    await backend.timers.read_due(1)
 
 
 async def promote(backend: PostgresBackend, due: Due) -> None:
@@ -70,9 +39,9 @@ async def test_something_earlier_wakes_every_process(place: str, clock: ManualCl
     async with opened(place, 2, clock=clock) as (one, other):
         now = clock.now_ms()
         await create(one, delay_until_ms=now + 5_000)
-        await until_told(other)
+        await told_of_timers(other)
         assert (await other.timers.read_due(1)).next_due_at_ms == now + 5_000
-        wait = await sleeping(other, now + 5_000)
+        wait = await asleep_for_timers(other, now + 5_000)
         await create(one, delay_until_ms=now + 6_000)
         await asyncio.sleep(0.05)  # sleeps: so that a wrong wake-up would show
         assert not wait.done()
@@ -89,12 +58,12 @@ async def test_what_is_far_away_is_looked_for(
     monkeypatch.setattr(timers, "LOOK_AGAIN_S", 0.2)
     async with opened(place, 2, clock=clock) as (one, other):
         now = clock.now_ms()
-        wait = await sleeping(other, now + 60_000)
+        wait = await asleep_for_timers(other, now + 60_000)
         await create(one, delay_until_ms=now + 30_000)
         async with asyncio.timeout(PATIENCE_S):
             await wait
         assert (await other.timers.read_due(1)).next_due_at_ms == now + 30_000
-        wait = await sleeping(other, now + 30_000)
+        wait = await asleep_for_timers(other, now + 30_000)
         await asyncio.sleep(0.5)  # sleeps: some looks are made
         assert not wait.done()
         await gone(wait)
@@ -103,7 +72,7 @@ async def test_what_is_far_away_is_looked_for(
 async def test_what_came_in_between_is_not_missed(place: str, clock: ManualClock) -> None:
     """A wait that begins after something earlier became due ends at once."""
     async with opened(place, clock=clock) as (store,):
-        await until_told(store)
+        await told_of_timers(store)
         batch = await store.timers.read_due(1)
         await create(store, delay_until_ms=clock.now_ms() + 5_000)
         async with asyncio.timeout(PATIENCE_S):
@@ -124,7 +93,7 @@ async def test_moving_the_clock_wakes(place: str, clock: ManualClock) -> None:
     """A wait ends when the clock is moved to its instant, and what is due is what was waited for."""
     async with opened(place, clock=clock) as (store,):
         execution_id = await create(store, delay_until_ms=clock.now_ms() + 5_000)
-        wait = await sleeping(store, clock.now_ms() + 5_000)
+        wait = await asleep_for_timers(store, clock.now_ms() + 5_000)
         clock.advance(5_000)
         async with asyncio.timeout(PATIENCE_S):
             await wait
@@ -137,7 +106,7 @@ async def test_moving_the_clock_wakes(place: str, clock: ManualClock) -> None:
 async def test_the_servers_clock_ends_a_wait(place: str) -> None:
     """On the server's clock a wait ends when its instant comes."""
     async with opened(place) as (store,):
-        await until_told(store)
+        await told_of_timers(store)
         now = await store.now_ms()
         execution_id = await create(store, delay_until_ms=now + 300)
         batch = await store.timers.read_due(10)
@@ -191,8 +160,8 @@ async def test_wrong_entries_hide_nothing(place: str, clock: ManualClock) -> Non
 async def test_one_engine_leads(place: str, clock: ManualClock) -> None:
     """What is due is given to one engine at first; the others get what that one leaves for two seconds."""
     async with opened(place, 2, clock=clock) as (one, other):
-        await until_told(one)
-        await until_told(other)
+        await told_of_timers(one)
+        await told_of_timers(other)
         now = clock.now_ms()
         for number in range(8):
             await create(one, delay_until_ms=now + 100 + number)
@@ -215,8 +184,8 @@ async def test_an_engine_that_closes_is_followed_by_another(place: str, clock: M
     """When the one that leads is closed, what is due is given to another at once."""
     async with opened(place, clock=clock) as (other,):
         async with opened(place, clock=clock) as (one,):
-            await until_told(one)
-            await until_told(other)
+            await told_of_timers(one)
+            await told_of_timers(other)
             await create(one, delay_until_ms=clock.now_ms() + 100)
             clock.advance(1_000)
             assert (await other.timers.read_due(100)).due == ()
@@ -230,8 +199,8 @@ async def test_an_engine_that_closes_is_followed_by_another(place: str, clock: M
 async def test_engines_share_what_has_piled_up(place: str, clock: ManualClock) -> None:
     """Of much that is overdue, the engines that do not lead are given something further down."""
     async with opened(place, 2, clock=clock) as (one, other):
-        await until_told(one)
-        await until_told(other)
+        await told_of_timers(one)
+        await told_of_timers(other)
         now = clock.now_ms()
         await asyncio.gather(*(create(one, delay_until_ms=now + 1_000 + number) for number in range(100)))
         clock.advance(10_000)
@@ -247,7 +216,7 @@ async def test_whoever_hears_nothing_is_given_everything(place: str, clock: Manu
         opened(place, clock=clock) as (one,),
         opened(f"{place}?pooler=transaction", clock=clock) as (deaf,),
     ):
-        await until_told(one)
+        await told_of_timers(one)
         await create(one, delay_until_ms=clock.now_ms() + 100)
         clock.advance(1_000)
         assert len((await one.timers.read_due(100)).due) == 1
@@ -281,7 +250,7 @@ async def test_engines_together_serve_everything_once(place: str, clock: ManualC
 async def test_what_waits_ends_when_the_store_is_closed(place: str, clock: ManualClock) -> None:
     """A wait for timers ends when the store is closed."""
     async with opened(place, clock=clock) as (store,):
-        wait = await sleeping(store, None)
+        wait = await asleep_for_timers(store, None)
         await store.close()
         (outcome,) = await asyncio.gather(wait, return_exceptions=True)
         assert outcome is None or getattr(outcome, "code", None) == "unavailable"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,16 @@ from flowfabric.contract.policies import ExecutionPolicy, RoutingRequirements
 from flowfabric.contract.states import LaneState, PublicState
 from flowfabric.contract.stream import FrameInput, StreamAppend, StreamTail
 from flowfabric.engine.supervisor import Engine
-from tests.backends.postgres.work import (
+from tests.backends.postgres.work import asleep, covered, opened, store_of
+from tests.backends.working import (
     PATIENCE_S,
     WAIT_MS,
-    asleep,
     claim,
     complete,
-    covered,
     create,
     create_many,
     gone,
-    opened,
     served,
-    store_of,
     until,
     waiting,
 )
@@ -49,13 +46,6 @@ def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks again by itself within a test: whoever wakes was woken."""
     for name in ("LOOK_AGAIN_S", "LOOK_FOR_WORK_S", "POLL_CLAIMS_S", "POLL_CHANGES_S"):
         monkeypatch.setattr(wakes, name, 600.0)
-
-
-@pytest.fixture
-async def pair(place: str) -> AsyncIterator[list[PostgresBackend]]:
-    """The same store in two processes, so to speak."""
-    async with opened(place, 2) as backends:
-        yield backends
 
 
 # What wakes -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from flowfabric.contract.worker import (
     WorkerRegister,
     WorkerRegistered,
 )
-from tests.backends.postgres.work import claim, create_many, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import claim, create_many
 from tests.postgres.servers import Node
 
 INSTANCE = WorkerInstance("i")

@@ -9,7 +9,8 @@ import pytest
 from flowfabric.contract.execution import ExecutionTrim
 from flowfabric.contract.policies import ExecutionPolicy, StreamPolicy
 from flowfabric.contract.stream import FrameInput, StreamAppend
-from tests.backends.postgres.work import PATIENCE_S, claim, complete, create, opened
+from tests.backends.postgres.work import opened
+from tests.backends.working import PATIENCE_S, claim, complete, create
 from tests.postgres.servers import Node
 
 

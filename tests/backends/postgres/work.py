@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -11,24 +11,16 @@ from flowfabric.backends.clock import ManualClock
 from flowfabric.backends.postgres.backend import PostgresBackend, open_backend
 from flowfabric.backends.postgres.listen import Key, Listener
 from flowfabric.backends.postgres.store import Store
-from flowfabric.contract import ids
-from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionCreateMany
 from flowfabric.contract.ids import (
-    ClaimId,
-    ExecutionId,
-    Kind,
-    Lane,
     PartitionCounts,
-    WorkerId,
-    WorkerInstance,
 )
-from flowfabric.contract.lease import Lease, LeaseClaim
-from flowfabric.contract.payloads import Payload
+from tests.backends.working import PATIENCE_S, until
 
 FEW: Final = PartitionCounts(flow=16)
 
-PATIENCE_S: Final = 20.0
-WAIT_MS: Final = 20_000
+LONG_S: Final = 30.0
+"""Longer than any test waits: a timer that is waited for so long was not heard of."""
+_TIMERS: Final = ("due", 0)
 
 
 @asynccontextmanager
@@ -65,39 +57,6 @@ def _is_covered(listener: Listener) -> bool:
     return listener.is_listening and listener._wanted.keys() <= listener._covered
 
 
-async def create(backend: PostgresBackend, **fields: Any) -> ExecutionId:
-    """Create an execution of kind `k`, unless told otherwise."""
-    fields.setdefault("kind", Kind("k"))
-    return (await backend.execution.create(ExecutionCreate(**fields))).execution_id
-
-
-async def create_many(backend: PostgresBackend, items: list[ExecutionCreate]) -> list[ExecutionId]:
-    """Create executions and return their ids."""
-    found: list[ExecutionId] = []
-    for start in range(0, len(items), 1_000):
-        done = await backend.execution.create_many(
-            ExecutionCreateMany(executions=tuple(items[start : start + 1_000]))
-        )
-        found += [result.execution_id for result in done.results]  # type: ignore[union-attr]
-    return found
-
-
-def claiming(worker: str = "w", **fields: Any) -> LeaseClaim:
-    """Build a claim from lane `default`, unless told otherwise."""
-    fields.setdefault("lanes", (Lane("default"),))
-    return LeaseClaim(worker_id=WorkerId(worker), worker_instance=WorkerInstance(worker), **fields)
-
-
-async def claim(backend: PostgresBackend, worker: str = "w", **fields: Any) -> tuple[Lease, ...]:
-    """Claim."""
-    return (await backend.lease.claim(claiming(worker, **fields))).leases
-
-
-def waiting(backend: PostgresBackend, worker: str = "w", **fields: Any) -> asyncio.Task[tuple[Lease, ...]]:
-    """Start a claim that waits."""
-    return asyncio.create_task(claim(backend, worker, wait_ms=WAIT_MS, **fields))
-
-
 async def asleep(*backends: PostgresBackend, count: int) -> None:
     """Wait until so many claims sleep, told of what they sleep for, and are done with looking."""
 
@@ -110,33 +69,21 @@ async def asleep(*backends: PostgresBackend, count: int) -> None:
     )
 
 
-async def served(*tasks: asyncio.Task[tuple[Lease, ...]]) -> list[Lease]:
-    """Wait until each of these claims has something."""
-    async with asyncio.timeout(PATIENCE_S):
-        found = await asyncio.gather(*tasks)
-    assert all(found)
-    return [lease for leases in found for lease in leases]
+async def told_of_timers(backend: PostgresBackend) -> None:
+    """Have a backend be told of what is due."""
+    while not listener_of(backend)._covered.issuperset({_TIMERS}):
+        task = asyncio.create_task(backend.timers.wait_change(None, LONG_S))
+        await covered(backend, _TIMERS)
+        await asyncio.wait_for(task, PATIENCE_S)
+    await backend.timers.read_due(1)
 
 
-async def gone(*tasks: asyncio.Task[Any]) -> None:
-    """Give up what waits."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def complete(backend: PostgresBackend, lease: Lease, data: bytes = b"null") -> None:
-    """Complete with a result."""
-    await backend.execution.complete(
-        ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence, result=Payload(data))
-    )
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    """Wait until something can be seen to have happened."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not happened():  # noqa: ASYNC110 (what is looked at has no event)
-            await asyncio.sleep(0.001)
+async def asleep_for_timers(backend: PostgresBackend, until_ms: int | None) -> asyncio.Task[None]:
+    """Wait for timers, and return once that is known to those who write."""
+    await told_of_timers(backend)
+    task = asyncio.create_task(backend.timers.wait_change(until_ms, LONG_S))
+    await until(lambda: store_of(backend).bells.waiting == 1)
+    return task
 
 
 @asynccontextmanager
@@ -145,8 +92,3 @@ async def held(backend: PostgresBackend, statement: str, *arguments: Any) -> Asy
     async with store_of(backend).calls.transaction() as connection:
         await connection.execute(statement, *arguments)
         yield
-
-
-def claim_id() -> ClaimId:
-    """Mint a claim id."""
-    return ClaimId(ids.mint_uuid())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,27 +17,20 @@ from flowfabric.backends.valkey.claim import HINTS_AT_ONCE, REPLY_BYTES_MAX, SLA
 from flowfabric.contract import ids
 from flowfabric.contract.errors import InvalidInput, Unavailable
 from flowfabric.contract.execution import ExecutionCancel, ExecutionChangePriority, ExecutionCreate
-from flowfabric.contract.ids import ClaimId, ExecutionId, Kind, WorkerId, WorkerInstance
+from flowfabric.contract.ids import ExecutionId, Kind, WorkerId, WorkerInstance
 from flowfabric.contract.lease import Lease, LeaseGrant, LeaseGranted, NothingToGrant
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.states import CancelSource
 from tests.backends.valkey.conftest import FEW
 from tests.backends.valkey.wire.servers import Server
-from tests.backends.valkey.work import (
-    PATIENCE_S,
-    asleep,
+from tests.backends.valkey.work import in_partition, opened, store_of
+from tests.backends.working import (
     claim,
+    claim_id,
     claiming,
-    complete,
     create,
     create_many,
-    gone,
-    in_partition,
-    opened,
-    served,
-    store_of,
     until,
-    waiting,
 )
 
 
@@ -54,11 +46,6 @@ async def pair(place: str, clock: ManualClock) -> AsyncIterator[list[ValkeyBacke
     """The same store in two processes, so to speak."""
     async with opened(place, 2, clock=clock) as backends:
         yield backends
-
-
-def claim_id() -> ClaimId:
-    """Mint a claim id."""
-    return ClaimId(ids.mint_uuid())
 
 
 async def cancel(store: ValkeyBackend, execution_id: ExecutionId) -> None:
@@ -237,20 +224,6 @@ async def test_a_malformed_call_leases_nothing(store: ValkeyBackend, fields: dic
 # Repeated claims --------------------------------------------------------------------------------------------------
 
 
-async def test_a_claim_repeated_elsewhere_gets_the_same(pair: list[ValkeyBackend]) -> None:
-    """The same claim id in another process gets the leases it has, wherever they are, whatever it asks for then."""
-    one, other = pair
-    for _ in range(20):
-        await create(one)
-    known = claim_id()
-    first = await claim(one, max_tasks=5, claim_id=known)
-    assert await claim(other, max_tasks=5, claim_id=known) == first
-    assert await claim(other, max_tasks=1, kinds=(Kind("none"),), claim_id=known) == first
-    await complete(other, first[0])
-    assert await claim(one, max_tasks=9, claim_id=known) == first[1:]
-    assert len(await claim(one, max_tasks=20)) == 15
-
-
 async def test_a_claim_id_with_nothing_to_recover_claims_nothing_else(store: ValkeyBackend) -> None:
     """A worker that asks what an unanswered claim was granted gets nothing when that never arrived."""
     await create(store)
@@ -265,72 +238,6 @@ async def test_a_large_input_comes_again(store: ValkeyBackend) -> None:
     (first,) = await claim(store, claim_id=known)
     (again,) = await claim(store, claim_id=known)
     assert first == again and again.input == data
-
-
-async def in_flight(store: ValkeyBackend, worker: str, **fields: object) -> asyncio.Task[tuple[Lease, ...]]:
-    """Start a claim and return when its looking is under way."""
-    task = asyncio.create_task(claim(store, worker, **fields))
-    while not store.lease._claiming._looking:  # noqa: ASYNC110 (the moment itself is wanted)
-        await asyncio.sleep(0)
-    return task
-
-
-async def test_what_is_leased_to_a_caller_that_left_is_handed_back(store: ValkeyBackend) -> None:
-    """A caller that is cancelled while its claim is under way holds no lease a moment later."""
-    for turns in range(12):
-        execution_id = await create(store)
-        task = await in_flight(store, "gone")
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        await gone(task)
-        leases = task.result() if not task.cancelled() else await served(waiting(store, "here"))
-        assert [lease.execution_id for lease in leases] == [execution_id]
-        await complete(store, leases[0])
-
-
-async def test_a_caller_that_comes_again_gets_its_leases(store: ValkeyBackend) -> None:
-    """A claim given up and asked for again with its id is answered with what it was granted, which stays leased."""
-    for turns in range(12):
-        execution_id = await create(store)
-        known = claim_id()
-        task = await in_flight(store, "w", claim_id=known)
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        task.cancel()
-        again = asyncio.create_task(claim(store, "w", claim_id=known, kinds=(Kind("none"),)))
-        (first,) = await asyncio.gather(task, return_exceptions=True)
-        found = await again
-        leases = found or await claim(store)
-        assert [lease.execution_id for lease in leases] == [execution_id], (turns, first)
-        await complete(store, leases[0])
-    assert store.lease._claiming._open == {}
-
-
-async def test_a_waiting_claim_asked_for_again(pair: list[ValkeyBackend]) -> None:
-    """While a claim waits its id may be used again; both end with the same leases."""
-    one, other = pair
-    known = claim_id()
-    first, second = waiting(one, claim_id=known), waiting(one, claim_id=known)
-    await asleep(one, count=2)
-    execution_id = await create(other)
-    leases = await served(first)
-    assert [lease.execution_id for lease in leases] == [execution_id]
-    await create(other)
-    assert await served(second) == leases
-
-
-async def test_closing_ends_a_claim(place: str, clock: ManualClock) -> None:
-    """A claim under way when its store is closed ends with its leases or with Unavailable, and nothing hangs."""
-    for turns in range(6):
-        async with opened(place, clock=clock) as (store,):
-            await create(store)
-            task = asyncio.create_task(claim(store))
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            async with asyncio.timeout(PATIENCE_S):
-                await store.close()
-                (outcome,) = await asyncio.gather(task, return_exceptions=True)
-            assert isinstance(outcome, (tuple, Unavailable))
 
 
 # Grants -----------------------------------------------------------------------------------------------------------

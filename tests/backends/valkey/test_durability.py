@@ -17,7 +17,8 @@ from flowfabric.contract.ids import Kind
 from flowfabric.contract.states import Durability
 from tests.backends.valkey.conftest import FEW, Opens
 from tests.backends.valkey.wire.servers import Cluster, Server, eventually
-from tests.backends.valkey.work import create, in_partition, opened, until
+from tests.backends.valkey.work import in_partition, opened
+from tests.backends.working import create, until
 
 REPLICATED = "?durability=replicated"
 

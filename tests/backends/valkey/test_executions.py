@@ -42,7 +42,8 @@ from flowfabric.contract.states import CancelSource, FailureClass
 from flowfabric.rules.transitions import retry_delay_ms
 from tests.backends.valkey.conftest import FEW
 from tests.backends.valkey.wire.servers import Cluster, Server
-from tests.backends.valkey.work import claim, complete, create, opened, store_of
+from tests.backends.valkey.work import opened, store_of
+from tests.backends.working import claim, complete, create
 
 LARGE = b"x" * (INLINE_BYTES_MAX + 1)
 SMALL = b"x" * INLINE_BYTES_MAX

@@ -31,7 +31,8 @@ from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import ExecutionPolicy, FixedBackoff, RetryPolicy, TimeoutPolicy
 from flowfabric.contract.states import LaneState
 from tests.backends.valkey.wire.servers import Cluster, Line, Server
-from tests.backends.valkey.work import asleep, claim, gone, in_partition, opened, served, store_of, waiting
+from tests.backends.valkey.work import asleep, in_partition, opened, store_of
+from tests.backends.working import claim, gone, served, waiting
 
 LARGE = Payload(b"x" * (INLINE_BYTES_MAX + 1), "text/plain")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -15,9 +16,9 @@ from flowfabric import backends
 from flowfabric.backends.valkey.keys import GLOBAL_SLOT, Partition, Partitions
 from flowfabric.contract.backend import Backend
 from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionTrim
-from flowfabric.contract.ids import Kind, Lane, PartitionCounts, WorkerId, WorkerInstance
+from flowfabric.contract.ids import ExecutionId, Kind, Lane, PartitionCounts, WorkerId, WorkerInstance
 from flowfabric.contract.lane import LaneSetState
-from flowfabric.contract.lease import LeaseClaim, LeaseRelease
+from flowfabric.contract.lease import Lease, LeaseClaim, LeaseRelease
 from flowfabric.contract.payloads import Payload
 from flowfabric.contract.policies import ExecutionPolicy
 from flowfabric.contract.states import LaneState
@@ -31,6 +32,7 @@ from tests.valkey.servers import Cluster, Node, server_version
 CROWDED = PartitionCounts(flow=4)
 """So few partitions that each is in use all the time."""
 ONE = PartitionCounts(flow=1)
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -112,29 +114,89 @@ if server_version() >= (9, 0, 0):
             await judge(load.backend, await load.finish())
 
 
-# One claim, step by step --------------------------------------------------------------------------------------------
+# One call, step by step ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 async def store(cluster: Cluster) -> AsyncIterator[Backend]:
+    """A store of one partition, which must be sound at the end."""
     backend = await backends.connect(cluster.url, partitions=ONE)
     yield backend
+    report = await backend.maintenance.fsck()
     await backend.close()
+    assert not report.findings, report.findings
 
 
-def claim(wait_ms: int = 0) -> LeaseClaim:
-    return LeaseClaim(
-        worker_id=WorkerId("w"), worker_instance=WorkerInstance("w"), lanes=(Lane("l"),), wait_ms=wait_ms
-    )
+class HalfMoved:
+    """A partition on the move: what has been brought is where it moves to, the rest is where it was."""
+
+    def __init__(self, cluster: Cluster, partition: Partition) -> None:
+        self._cluster = cluster
+        self._slot = partition.slot
+        self.target = another(cluster, self._slot)
+        self.source = cluster.begin_move(self._slot, self.target)
+
+    def bring(self, *names: str | bytes) -> None:
+        """Move these keys."""
+        self.source.call("MIGRATE", servers.HOST, self.target.port, "", 0, 5_000, "KEYS", *names)
+
+    async def meet(self, node: Node, call: Awaitable[T]) -> asyncio.Future[T]:
+        """Make a call, and return it when a node has refused it and was asked again; it wrote nothing there."""
+        before, calls = self._contents(node), calls_of(node)
+        made = asyncio.ensure_future(call)
+        async with asyncio.timeout(PATIENCE_S):
+            while calls_of(node) < calls + 3:
+                assert not made.done()
+                await asyncio.sleep(0.01)  # sleeps: until the call has been refused and made again
+        assert self._contents(node) == before
+        return made
+
+    async def finish(self, made: asyncio.Future[T]) -> T:
+        """Move the rest, and return what the call answers then."""
+        while self._cluster.move_keys(self._slot, self.source, self.target, count=100):
+            pass
+        await blocking(lambda: self._cluster.end_move(self._slot, self.source, self.target))
+        async with asyncio.timeout(PATIENCE_S):
+            return await made
+
+    def _contents(self, node: Node) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        for name in node.call("CLUSTER", "GETKEYSINSLOT", self._slot, 1_000):
+            node.call("ASKING")
+            found[name] = node.call("DUMP", name)
+        return found
 
 
-def contents(node: Node, slot: int) -> dict[bytes, bytes]:
-    """Return what a node has in a slot."""
-    found: dict[bytes, bytes] = {}
-    for name in node.call("CLUSTER", "GETKEYSINSLOT", slot, 1_000):
-        node.call("ASKING")
-        found[name] = node.call("DUMP", name)
-    return found
+def calls_of(node: Node) -> int:
+    """Return how many functions a node has run."""
+    stats = node.info("commandstats").get("cmdstat_fcall", "calls=0,")
+    return int(stats.split(",")[0].removeprefix("calls="))
+
+
+async def claim(store: Backend) -> tuple[Lease, ...]:
+    """Claim one."""
+    command = LeaseClaim(worker_id=WorkerId("w"), worker_instance=WorkerInstance("w"), lanes=(Lane("l"),))
+    return (await store.lease.claim(command)).leases
+
+
+async def complete(store: Backend, *leases: Lease) -> None:
+    """Complete what is held."""
+    for each in leases:
+        await store.execution.complete(ExecutionComplete(execution_id=each.execution_id, fence=each.fence))
+
+
+async def lost_and_held(store: Backend, *, waiting: int) -> tuple[Lease, Lease]:
+    """Create executions of which one was leased and given back, one is leased, and the others wait.
+
+    A lane is stopped too: every key that a claim names exists then.
+    """
+    await store.lane.set_state(LaneSetState(lane=Lane("other"), state=LaneState.PAUSED))
+    for _ in range(waiting + 2):
+        await store.execution.create(ExecutionCreate(kind=Kind("k"), lane=Lane("l")))
+    (lost,) = await claim(store)
+    (held,) = await claim(store)
+    await store.lease.release(LeaseRelease(execution_id=lost.execution_id, fence=lost.fence))
+    return lost, held
 
 
 async def test_a_claim_that_meets_a_key_on_the_move_writes_nothing(cluster: Cluster, store: Backend) -> None:
@@ -143,138 +205,54 @@ async def test_a_claim_that_meets_a_key_on_the_move_writes_nothing(cluster: Clus
     It is made again until the slot has moved, and then leases what it would have leased.
     """
     partition = Partition(0)
-    create = ExecutionCreate(kind=Kind("k"), lane=Lane("l"))
-    # Every key that the claim names exists: a lane is stopped, something is leased, something was lost.
-    await store.lane.set_state(LaneSetState(lane=Lane("other"), state=LaneState.PAUSED))
-    created = [await store.execution.create(create) for _ in range(3)]
-    (lost,) = (await store.lease.claim(claim())).leases
-    (held,) = (await store.lease.claim(claim())).leases
-    await store.lease.release(LeaseRelease(execution_id=lost.execution_id, fence=lost.fence))
-    target = another(cluster, partition.slot)
-    source = cluster.begin_move(partition.slot, target)
-    waiting = [each.execution_id[-36:] for each in created if each.execution_id != held.execution_id]
-    for uuid in waiting:
-        name = partition.execution(uuid)
-        source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", name)
-    before = contents(source, partition.slot)
-    calls = calls_of(source)
-    claiming = asyncio.create_task(store.lease.claim(claim()))
-    async with asyncio.timeout(PATIENCE_S):
-        while calls_of(source) < calls + 3:
-            assert not claiming.done()
-            await asyncio.sleep(0.01)  # sleeps: until the claim has been refused and made again
-    assert contents(source, partition.slot) == before
-    while cluster.move_keys(partition.slot, source, target, count=100):
-        pass
-    await blocking(lambda: cluster.end_move(partition.slot, source, target))
-    async with asyncio.timeout(PATIENCE_S):
-        (lease,) = (await claiming).leases
+    _, held = await lost_and_held(store, waiting=1)
+    move = HalfMoved(cluster, partition)
+    executions = move.source.call("KEYS", f"{partition.tag}x:*")
+    move.bring(*(name for name in executions if name[-36:].decode() != held.execution_id[-36:]))
+    (lease,) = await move.finish(await move.meet(move.source, claim(store)))
     assert lease.execution_id != held.execution_id
-    for each in (lease, held):
-        await store.execution.complete(ExecutionComplete(execution_id=each.execution_id, fence=each.fence))
-    report = await store.maintenance.fsck()
-    assert not report.findings, report.findings
+    await complete(store, lease, held)
 
 
 async def test_a_claim_that_comes_before_its_work_overlooks_nothing(cluster: Cluster, store: Backend) -> None:
     """A claim may run where a slot moves to once the keys it names are there; what comes later is waited for."""
     partition = Partition(0)
-    create = ExecutionCreate(kind=Kind("k"), lane=Lane("l"))
-    await store.lane.set_state(LaneSetState(lane=Lane("other"), state=LaneState.PAUSED))
-    for _ in range(3):
-        await store.execution.create(create)
-    (lost,) = (await store.lease.claim(claim())).leases
-    (held,) = (await store.lease.claim(claim())).leases
-    await store.lease.release(LeaseRelease(execution_id=lost.execution_id, fence=lost.fence))
-    target = another(cluster, partition.slot)
-    source = cluster.begin_move(partition.slot, target)
-    indexes = [partition.due, partition.own, partition.lost, partition.lanes]
-    indexes += list(source.call("KEYS", f"{partition.tag}q:*"))
-    source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", *indexes)
-    before, calls = contents(target, partition.slot), calls_of(target)
-    claiming = asyncio.create_task(store.lease.claim(claim()))
-    async with asyncio.timeout(PATIENCE_S):
-        while calls_of(target) < calls + 3:
-            assert not claiming.done()
-            await asyncio.sleep(0.01)  # sleeps: until the claim has been refused and made again
-    assert contents(target, partition.slot) == before
-    while cluster.move_keys(partition.slot, source, target, count=100):
-        pass
-    await blocking(lambda: cluster.end_move(partition.slot, source, target))
-    async with asyncio.timeout(PATIENCE_S):
-        (lease,) = (await claiming).leases
-    for each in (lease, held):
-        await store.execution.complete(ExecutionComplete(execution_id=each.execution_id, fence=each.fence))
-    assert len((await store.lease.claim(claim())).leases) == 1
-    report = await store.maintenance.fsck()
-    assert not report.findings, report.findings
+    _, held = await lost_and_held(store, waiting=1)
+    move = HalfMoved(cluster, partition)
+    indexes = move.source.call("KEYS", f"{partition.tag}q:*")
+    move.bring(partition.due, partition.own, partition.lost, partition.lanes, *indexes)
+    (lease,) = await move.finish(await move.meet(move.target, claim(store)))
+    await complete(store, lease, held)
+    assert len(await claim(store)) == 1
 
 
 async def test_a_worker_marked_dead_on_the_move(cluster: Cluster, store: Backend) -> None:
     """Leases of a dead worker whose executions have not come yet where their slot moves to are expired afterwards."""
     partition = Partition(0)
-    await store.execution.create(ExecutionCreate(kind=Kind("k"), lane=Lane("l")))
-    await store.execution.create(ExecutionCreate(kind=Kind("k"), lane=Lane("l")))
-    (lost,) = (await store.lease.claim(claim())).leases
-    (held,) = (await store.lease.claim(claim())).leases
-    await store.lease.release(LeaseRelease(execution_id=lost.execution_id, fence=lost.fence))
-    target = another(cluster, partition.slot)
-    source = cluster.begin_move(partition.slot, target)
-    indexes = (partition.due, partition.own, partition.lost)
-    source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", *indexes)
-    before, calls = contents(target, partition.slot), calls_of(target)
-    marking = asyncio.create_task(
-        store.worker.mark_dead(WorkerMarkDead(worker_instance=WorkerInstance("w"), reason="gone"))
-    )
-    async with asyncio.timeout(PATIENCE_S):
-        while calls_of(target) < calls + 3:
-            assert not marking.done()
-            await asyncio.sleep(0.01)  # sleeps: until the call has been refused and made again
-    assert contents(target, partition.slot) == before
-    while cluster.move_keys(partition.slot, source, target, count=100):
-        pass
-    await blocking(lambda: cluster.end_move(partition.slot, source, target))
-    async with asyncio.timeout(PATIENCE_S):
-        assert (await marking).leases_expired == 1
-    again = (await store.lease.claim(claim())).leases + (await store.lease.claim(claim())).leases
+    lost, held = await lost_and_held(store, waiting=0)
+    move = HalfMoved(cluster, partition)
+    move.bring(partition.due, partition.own, partition.lost)
+    dead = WorkerMarkDead(worker_instance=WorkerInstance("w"), reason="gone")
+    marked = await move.finish(await move.meet(move.target, store.worker.mark_dead(dead)))
+    assert marked.leases_expired == 1
+    again = await claim(store) + await claim(store)
     assert {lease.execution_id for lease in again} == {lost.execution_id, held.execution_id}
-    report = await store.maintenance.fsck()
-    assert not report.findings, report.findings
 
 
 async def test_retention_leaves_nothing_behind_on_the_move(cluster: Cluster, store: Backend) -> None:
     """What is over is deleted with its input, also when that has not come yet where their slot moves to."""
     partition = Partition(0)
     large = Payload(b"x" * 100_000, "text/plain")
+    created: list[ExecutionId] = []
     for retention_ms in (1, 60_000):
         policy = ExecutionPolicy(retention_ms=retention_ms)
-        await store.execution.create(
-            ExecutionCreate(kind=Kind("k"), lane=Lane("l"), input=large, policy=policy)
-        )
-    for _ in range(2):
-        (lease,) = (await store.lease.claim(claim())).leases
-        await store.execution.complete(ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence))
-        if lease.policy.retention_ms == 1:
-            over = lease.execution_id
-    target = another(cluster, partition.slot)
-    source = cluster.begin_move(partition.slot, target)
-    names = (partition.execution(over[-36:]), partition.due, partition.all)
-    source.call("MIGRATE", servers.HOST, target.port, "", 0, 5_000, "KEYS", *names)
-    calls = calls_of(target)
-    trimming = asyncio.create_task(store.execution.trim(ExecutionTrim(execution_id=over)))
-    async with asyncio.timeout(PATIENCE_S):
-        while calls_of(target) < calls + 3:
-            assert not trimming.done()
-            await asyncio.sleep(0.01)  # sleeps: until the call has been refused and made again
-    while cluster.move_keys(partition.slot, source, target, count=100):
-        pass
-    await blocking(lambda: cluster.end_move(partition.slot, source, target))
-    async with asyncio.timeout(PATIENCE_S):
-        assert (await trimming).status == "deleted"
-    assert len(target.call("KEYS", f"{partition.tag}p:*")) == 1
-
-
-def calls_of(node: Node) -> int:
-    """Return how many functions a node has run."""
-    stats = node.info("commandstats").get("cmdstat_fcall", "calls=0,")
-    return int(stats.split(",")[0].removeprefix("calls="))
+        command = ExecutionCreate(kind=Kind("k"), lane=Lane("l"), input=large, policy=policy)
+        created.append((await store.execution.create(command)).execution_id)
+        await complete(store, *await claim(store))
+    over = created[0]
+    move = HalfMoved(cluster, partition)
+    move.bring(partition.execution(over[-36:]), partition.due, partition.all)
+    trim = store.execution.trim(ExecutionTrim(execution_id=over))
+    trimmed = await move.finish(await move.meet(move.target, trim))
+    assert trimmed.status == "deleted"
+    assert len(move.target.call("KEYS", f"{partition.tag}p:*")) == 1

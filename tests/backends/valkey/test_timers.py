@@ -19,20 +19,8 @@ from flowfabric.contract.states import CancelSource
 from flowfabric.contract.worker import WorkerRegister
 from flowfabric.engine.timers import run_due, timer_loop
 from tests.backends.valkey.wire.servers import Cluster, Server
-from tests.backends.valkey.work import (
-    PATIENCE_S,
-    claim,
-    create,
-    forget_hints,
-    gone,
-    in_partition,
-    opened,
-    served,
-    settled,
-    store_of,
-    until,
-    waiting,
-)
+from tests.backends.valkey.work import forget_hints, in_partition, opened, settled, store_of
+from tests.backends.working import PATIENCE_S, claim, create, gone, served, until, waiting
 
 LONG_S = 30.0
 HOLD_MS = 2_000

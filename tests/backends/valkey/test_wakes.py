@@ -20,19 +20,16 @@ from flowfabric.contract.policies import ExecutionPolicy, RoutingRequirements
 from flowfabric.contract.states import LaneState
 from flowfabric.contract.stream import FrameInput, StreamAppend, StreamTail
 from tests.backends.valkey.wire.servers import Server
-from tests.backends.valkey.work import (
+from tests.backends.valkey.work import asleep, in_partition, opened, store_of
+from tests.backends.working import (
     PATIENCE_S,
     WAIT_MS,
-    asleep,
     claim,
     complete,
     create,
     create_many,
     gone,
-    in_partition,
-    opened,
     served,
-    store_of,
     until,
     waiting,
 )

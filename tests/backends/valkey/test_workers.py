@@ -23,7 +23,8 @@ from flowfabric.contract.worker import (
 )
 from tests.backends.valkey.conftest import Opens
 from tests.backends.valkey.wire.servers import Cluster, Server
-from tests.backends.valkey.work import claim, create, in_partition, opened, store_of
+from tests.backends.valkey.work import in_partition, opened, store_of
+from tests.backends.working import claim, create
 
 INSTANCE = WorkerInstance("i")
 

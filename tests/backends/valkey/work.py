@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final
 
 from flowfabric.backends.clock import ManualClock
 from flowfabric.backends.valkey.backend import ValkeyBackend, open_backend
 from flowfabric.backends.valkey.store import Store
 from flowfabric.contract import ids
-from flowfabric.contract.execution import ExecutionComplete, ExecutionCreate, ExecutionCreateMany
-from flowfabric.contract.ids import ExecutionId, Kind, Lane, PartitionCounts, WorkerId, WorkerInstance
-from flowfabric.contract.lease import Lease, LeaseClaim
-from flowfabric.contract.payloads import Payload
+from flowfabric.contract.ids import ExecutionId, PartitionCounts
 from tests.backends.valkey.conftest import FEW
 from tests.backends.valkey.wire.servers import Server
-
-PATIENCE_S: Final = 20.0
-WAIT_MS: Final = 20_000
+from tests.backends.working import until
 
 
 @asynccontextmanager
@@ -46,76 +39,14 @@ async def settled(backend: ValkeyBackend) -> None:
     await backend._hints.settled()
 
 
-async def create(backend: ValkeyBackend, **fields: Any) -> ExecutionId:
-    """Create an execution of kind `k`, unless told otherwise."""
-    fields.setdefault("kind", Kind("k"))
-    return (await backend.execution.create(ExecutionCreate(**fields))).execution_id
-
-
-async def create_many(backend: ValkeyBackend, items: list[ExecutionCreate]) -> list[ExecutionId]:
-    """Create executions and return their ids."""
-    found: list[ExecutionId] = []
-    for start in range(0, len(items), 1_000):
-        done = await backend.execution.create_many(
-            ExecutionCreateMany(executions=tuple(items[start : start + 1_000]))
-        )
-        found += [result.execution_id for result in done.results]  # type: ignore[union-attr]
-    return found
-
-
 def in_partition(number: int) -> ExecutionId:
     """Mint an id in a partition."""
     return ExecutionId(f"{{fp:{number}}}:{ids.mint_uuid()}")
 
 
-def claiming(worker: str = "w", **fields: Any) -> LeaseClaim:
-    """Build a claim from lane `default`, unless told otherwise."""
-    fields.setdefault("lanes", (Lane("default"),))
-    return LeaseClaim(worker_id=WorkerId(worker), worker_instance=WorkerInstance(worker), **fields)
-
-
-async def claim(backend: ValkeyBackend, worker: str = "w", **fields: Any) -> tuple[Lease, ...]:
-    """Claim."""
-    return (await backend.lease.claim(claiming(worker, **fields))).leases
-
-
-def waiting(backend: ValkeyBackend, worker: str = "w", **fields: Any) -> asyncio.Task[tuple[Lease, ...]]:
-    """Start a claim that waits."""
-    return asyncio.create_task(claim(backend, worker, wait_ms=WAIT_MS, **fields))
-
-
 async def asleep(*backends: ValkeyBackend, count: int) -> None:
     """Wait until so many claims sleep."""
     await until(lambda: sum(store_of(backend).bells.claims_sleeping for backend in backends) == count)
-
-
-async def served(*tasks: asyncio.Task[tuple[Lease, ...]]) -> list[Lease]:
-    """Wait until each of these claims has something."""
-    async with asyncio.timeout(PATIENCE_S):
-        found = await asyncio.gather(*tasks)
-    assert all(found)
-    return [lease for leases in found for lease in leases]
-
-
-async def gone(*tasks: asyncio.Task[Any]) -> None:
-    """Give up claims."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def complete(backend: ValkeyBackend, lease: Lease, data: bytes = b"null") -> None:
-    """Complete with a result."""
-    await backend.execution.complete(
-        ExecutionComplete(execution_id=lease.execution_id, fence=lease.fence, result=Payload(data))
-    )
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    """Wait until something can be seen to have happened."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not happened():  # noqa: ASYNC110 (what is looked at has no event)
-            await asyncio.sleep(0.001)
 
 
 def forget_hints(*servers: Server) -> None:
