@@ -22,6 +22,7 @@ from flowfabric.contract.payloads import BINARY_CONTENT_TYPE, JSON_CONTENT_TYPE,
 
 Convert = Callable[[Any], Any]
 NOTHING: Final[frozenset[str]] = frozenset()
+_NO_MORE: Final[dict[str, Any]] = {}
 RAW_DECODER: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -31,36 +32,54 @@ class Shape(msgspec.Struct, frozen=True):
     wire: type[msgspec.Struct]
     to_wire: Convert | None
     """Absent: the struct is its own wire type."""
-    payload_field: str | None
-    nested: tuple[tuple[str, bool, Shape], ...]
-    """(field, whether it is a sequence, shape) of the fields that hold structs with payloads."""
+    payload: PayloadFields | None
+    nested: tuple[tuple[str, bool, Shape, type[msgspec.Struct]], ...]
+    """(field, whether it is a sequence, shape, contract type) of the fields that hold structs with payloads."""
     names: tuple[str, ...]
     """The contract's field names that the wire type carries."""
+    plain: tuple[str, ...]
+    """Those that are the same on the wire."""
+    read_plain: Callable[[Any], tuple[Any, ...]]
+    """Read them all at once, of either type."""
+
+
+class PayloadFields(msgspec.Struct, frozen=True):
+    """A payload's field in the contract, and what carries it on the wire."""
+
+    field: str
+    encoded: str
+    """The field of its base64."""
+    read: Callable[[Any], tuple[Any, Any, Any]]
+    """Read the value, its base64 and its content type."""
+    is_optional: bool
 
 
 def is_embeddable(data: bytes) -> bool:
     """Say whether bytes can stand in a JSON document as a value and be cut out again unchanged."""
     try:
-        data.decode("utf-8")
+        if not data.isascii():
+            data.decode("utf-8")
         return len(memoryview(RAW_DECODER.decode(data))) == len(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
 
-def pack_payload(payload: Payload | None, field: str) -> dict[str, Any]:
-    """Return the wire fields of a payload; none when there is none."""
-    if payload is None:
-        return {}
+def _pack_payload(payload: Payload, fields: PayloadFields, values: dict[str, Any]) -> None:
+    """Add the wire fields of a payload."""
     if payload.content_type == JSON_CONTENT_TYPE and is_embeddable(payload.data):
-        return {field: msgspec.Raw(payload.data)}
-    return {f"{field}_base64": b64encode(payload.data).decode("ascii"), "content_type": payload.content_type}
+        values[fields.field] = msgspec.Raw(payload.data)
+    else:
+        values[fields.encoded] = b64encode(payload.data).decode("ascii")
+        values["content_type"] = payload.content_type
 
 
-def unpack_payload(wire: Any, field: str) -> Payload | None:
+def _unpack_payload(wire: Any, fields: PayloadFields) -> Payload | None:
     """Return the payload that a wire struct carries, copied out of the request, or None when it carries none."""
-    value: msgspec.Raw | msgspec.UnsetType = getattr(wire, field)
-    encoded: str | msgspec.UnsetType = getattr(wire, f"{field}_base64")
-    content_type: str | msgspec.UnsetType = wire.content_type
+    value: msgspec.Raw | msgspec.UnsetType
+    encoded: str | msgspec.UnsetType
+    content_type: str | msgspec.UnsetType
+    value, encoded, content_type = fields.read(wire)
+    field = fields.field
     if value is not msgspec.UNSET:
         if encoded is not msgspec.UNSET:
             raise InvalidBody(f"give {field} or {field}_base64, not both", field=field)
@@ -69,10 +88,11 @@ def unpack_payload(wire: Any, field: str) -> Payload | None:
                 f"content_type goes with {field}_base64; {field} is application/json", field=field
             )
         data = bytes(value)
-        try:
-            data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidJson(f"{field} is not valid UTF-8", field=field) from error
+        if not data.isascii():
+            try:
+                data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidJson(f"{field} is not valid UTF-8", field=field) from error
         return Payload(data)
     if encoded is not msgspec.UNSET:
         try:
@@ -118,25 +138,25 @@ def shape_of(kind: type[msgspec.Struct], left_out: frozenset[str] = NOTHING, str
     every = msgspec.structs.fields(kind)
     names = tuple(field.name for field in every if field.name not in left_out)
     if not left_out and not has_payload(kind):
-        return Shape(kind, None, None, (), names)
+        return Shape(kind, None, None, (), names, names, _reader(names))
     definitions: list[Any] = []
-    payload_field: str | None = None
-    nested: list[tuple[str, bool, Shape]] = []
+    payload: PayloadFields | None = None
+    nested: list[tuple[str, bool, Shape, type[msgspec.Struct]]] = []
     for field in every:
         if field.name in left_out:
             continue
         inner, many = _unwrap(field.type)
         if inner is Payload:
-            assert payload_field is None, "a struct holds one payload"
-            payload_field = field.name
+            assert payload is None, "a struct holds one payload"
+            payload = _payload_fields(field.name, is_optional=field.type is not Payload)
             definitions.append((field.name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET))
-            definitions.append((f"{field.name}_base64", str | msgspec.UnsetType, msgspec.UNSET))
+            definitions.append((payload.encoded, str | msgspec.UnsetType, msgspec.UNSET))
             definitions.append(("content_type", str | msgspec.UnsetType, msgspec.UNSET))
             continue
         annotation = field.type
         if _is_struct(inner) and has_payload(inner):
             shape = shape_of(inner, NOTHING, strict)
-            nested.append((field.name, many, shape))
+            nested.append((field.name, many, shape, inner))
             annotation = tuple[shape.wire, ...] if many else shape.wire
         if field.default is not msgspec.NODEFAULT:
             definitions.append((field.name, annotation, field.default))
@@ -162,29 +182,45 @@ def shape_of(kind: type[msgspec.Struct], left_out: frozenset[str] = NOTHING, str
         tag=config.tag,
     )
     wire.__doc__ = kind.__doc__
-    return Shape(
-        wire, _packer(wire, names, payload_field, tuple(nested)), payload_field, tuple(nested), names
-    )
+    special = [name for name, *_ in nested] + ([payload.field] if payload is not None else [])
+    plain = tuple(name for name in names if name not in special)
+    read_plain = _reader(plain)
+    packer = _packer(wire, plain, read_plain, payload, tuple(nested))
+    return Shape(wire, packer, payload, tuple(nested), names, plain, read_plain)
+
+
+def _payload_fields(field: str, *, is_optional: bool) -> PayloadFields:
+    encoded = f"{field}_base64"
+    return PayloadFields(field, encoded, attrgetter(field, encoded, "content_type"), is_optional)
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return what reads all these attributes at once."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: tuple(getattr(record, name) for name in names)
 
 
 def _packer(
     wire: type[msgspec.Struct],
-    names: tuple[str, ...],
-    payload_field: str | None,
-    nested: tuple[tuple[str, bool, Shape], ...],
+    plain: tuple[str, ...],
+    read_plain: Callable[[Any], tuple[Any, ...]],
+    payload: PayloadFields | None,
+    nested: tuple[tuple[str, bool, Shape, type[msgspec.Struct]], ...],
 ) -> Convert:
-    inner = {name for name, _, _ in nested}
-    plain = tuple(name for name in names if name != payload_field and name not in inner)
+    read_payload = attrgetter(payload.field) if payload is not None else None
 
     def pack(record: Any) -> Any:
-        values = {name: getattr(record, name) for name in plain}
-        if payload_field is not None:
-            values.update(pack_payload(getattr(record, payload_field), payload_field))
-        for name, many, shape in nested:
+        values = dict(zip(plain, read_plain(record), strict=True))
+        if payload is not None and read_payload is not None:
+            held: Payload | None = read_payload(record)
+            if held is not None:
+                _pack_payload(held, payload, values)
+        for name, many, shape, _ in nested:
             value = getattr(record, name)
             to_wire = shape.to_wire
             assert to_wire is not None, "a nested shape has payloads"
-            values[name] = tuple(to_wire(item) for item in value) if many else to_wire(value)
+            values[name] = tuple([to_wire(item) for item in value]) if many else to_wire(value)
         return wire(**values)
 
     return pack
@@ -194,53 +230,19 @@ def to_contract(kind: type[msgspec.Struct], shape: Shape, wire: Any, more: dict[
     """Build the contract's struct from its wire form and `more` fields (those of the path)."""
     if shape.to_wire is None and not more:
         return wire
-    names, read = _plain_fields(shape.wire, shape.names, shape.payload_field)
-    values = dict(zip(names, read(wire), strict=True))
-    values.update(more)
-    if shape.payload_field is not None:
-        payload = unpack_payload(wire, shape.payload_field)
-        if payload is not None:
-            values[shape.payload_field] = payload
-        elif shape.payload_field in _optional_payloads(kind):
-            values[shape.payload_field] = None
-    for name, many, nested in shape.nested:
-        part = nested_types(kind)[name]
+    values = dict(zip(shape.plain, shape.read_plain(wire), strict=True))
+    if more:
+        values.update(more)
+    fields = shape.payload
+    if fields is not None:
+        payload = _unpack_payload(wire, fields)
+        if payload is not None or fields.is_optional:
+            values[fields.field] = payload
+    for name, many, nested, part in shape.nested:
         value = getattr(wire, name)
         values[name] = (
-            tuple(to_contract(part, nested, item, {}) for item in value)
+            tuple([to_contract(part, nested, item, _NO_MORE) for item in value])
             if many
-            else to_contract(part, nested, value, {})
+            else to_contract(part, nested, value, _NO_MORE)
         )
     return kind(**values)
-
-
-@cache
-def _plain_fields(
-    wire: type[msgspec.Struct], names: tuple[str, ...], payload_field: str | None
-) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """Return the names of a wire type's fields other than the payload, and what reads them all at once."""
-    del wire
-    plain = tuple(name for name in names if name != payload_field)
-    if len(plain) > 1:
-        return plain, attrgetter(*plain)
-    return plain, lambda record: tuple(getattr(record, name) for name in plain)
-
-
-@cache
-def nested_types(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
-    """Return the struct type behind each field that holds structs."""
-    found: dict[str, type[msgspec.Struct]] = {}
-    for field in msgspec.structs.fields(kind):
-        inner, _ = _unwrap(field.type)
-        if _is_struct(inner):
-            found[field.name] = inner
-    return found
-
-
-@cache
-def _optional_payloads(kind: type[msgspec.Struct]) -> frozenset[str]:
-    return frozenset(
-        field.name
-        for field in msgspec.structs.fields(kind)
-        if field.type is not Payload and _unwrap(field.type)[0] is Payload
-    )
