@@ -64,6 +64,8 @@ SHUTDOWN_TIMEOUTS: Final = Counter(
 _lanes: set[str] = set()
 _requests: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 _operations: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+_attempts: dict[tuple[str, str], Counter] = {}
+_renewals: dict[str, Counter] = {}
 
 
 def lane_label(lane: str) -> str:
@@ -112,12 +114,19 @@ def shutdown_timed_out() -> None:
 
 def lease_renewed(outcome: str) -> None:
     """Count a renewal: `ok` or `error`."""
-    RENEWALS.labels(outcome).inc()
+    counter = _renewals.get(outcome)
+    if counter is None:
+        counter = _renewals[outcome] = RENEWALS.labels(outcome)
+    counter.inc()
 
 
 def attempt_ended(lane: str, outcome: str) -> None:
     """Count an attempt: `ok`, `error`, `timeout`, `cancelled` or `retry`."""
-    ATTEMPTS.labels(lane_label(lane), outcome).inc()
+    key = (lane_label(lane), outcome)
+    counter = _attempts.get(key)
+    if counter is None:
+        counter = _attempts[key] = ATTEMPTS.labels(*key)
+    counter.inc()
 
 
 def grant_used(lane: str, seconds: float) -> None:

@@ -7,6 +7,7 @@ names, ids and codes; payloads, tokens and secrets never.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Literal
@@ -22,6 +23,9 @@ Attribute = str | int | float | bool
 _NAME: Final = "flowfabric"
 _OFF: Final[AbstractContextManager[Span | None]] = nullcontext(None)
 _FIELD: Final = "traceparent"
+_IS_NAMED: Final = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
+"""The environment names a provider, which is loaded when it is first asked for."""
+_UNKNOWN: Final = object()
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _KINDS: Final[Mapping[str, SpanKind]] = {
     "internal": SpanKind.INTERNAL,
@@ -33,6 +37,9 @@ _KINDS: Final[Mapping[str, SpanKind]] = {
 
 def is_on() -> bool:
     """Say whether the application has configured a tracer provider."""
+    # Asking for the provider reads the environment each time, which costs more than all else that is done here.
+    if not _IS_NAMED and getattr(trace, "_TRACER_PROVIDER", _UNKNOWN) is None:
+        return False
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
 
 
