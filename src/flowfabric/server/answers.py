@@ -17,7 +17,8 @@ from flowfabric.contract.errors import (
     RequestTimeout,
     Unauthorized,
 )
-from flowfabric.server.requests import Send
+from flowfabric.server.exchange import WHOLE
+from flowfabric.server.requests import Scope, Send
 
 JSON: Final = (b"content-type", b"application/json")
 NO_STORE: Final = (b"cache-control", b"no-store")
@@ -49,13 +50,24 @@ def of_error(error: FlowFabricError) -> Answer:
 
 
 async def send_answer(
-    send: Send, answer: Answer, more: Sequence[tuple[bytes, bytes]], *, head: bool = False
+    scope: Scope,
+    send: Send,
+    answer: Answer,
+    more: Sequence[tuple[bytes, bytes]],
+    *,
+    head: bool = False,
 ) -> None:
-    """Send an answer with further headers; for HEAD without its body."""
-    if answer.status == 204:
-        headers = [*(pair for pair in answer.headers if pair is not JSON), *more]
-    else:
-        headers = [*answer.headers, *more]
+    """Send an answer with further, well-formed headers; for HEAD without its body."""
+    no_body = answer.status == 204
+    own = tuple(pair for pair in answer.headers if pair is not JSON) if no_body else answer.headers
+    extensions = scope.get("extensions")
+    whole = extensions.get(WHOLE) if extensions is not None else None
+    if whole is not None:
+        trusted = b"".join([b"%b: %b\r\n" % pair for pair in more])
+        await whole(answer.status, own, trusted, answer.body, head=head)
+        return
+    headers = [*own, *more]
+    if not no_body:
         headers.append((b"content-length", str(len(answer.body)).encode("ascii")))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else answer.body})

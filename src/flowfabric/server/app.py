@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, suppress
 from time import perf_counter
 from typing import Any, Final
 
@@ -26,7 +26,8 @@ from flowfabric.contract.errors import (
 )
 from flowfabric.contract.execution import ResultCompleted
 from flowfabric.contract.lease import LeaseClaim, LeaseRelease, LeasesClaimed
-from flowfabric.contract.manifest import Operation
+from flowfabric.contract.manifest import Kind, Operation
+from flowfabric.contract.operations import OPERATIONS
 from flowfabric.server import counting, openapi, pages, sse
 from flowfabric.server.answers import JSON, NO_STORE, Answer, of_error, send_answer
 from flowfabric.server.requests import ClientGone, Guard, Headers, Receive, Scope, Send, body_of, query_of
@@ -37,9 +38,16 @@ from flowfabric.telemetry import log, metrics, trace
 
 _LOG: Final = log.get_logger("flowfabric.server")
 _ENCODER: Final = msgspec.json.Encoder()
-_NO_SPAN: Final = nullcontext()
 PING_S: Final = 2.0
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "OPTIONS", "DELETE", "PATCH"))
+
+_HEADERS: Final[Mapping[str, tuple[tuple[bytes, bytes], ...]]] = {
+    operation.name: (JSON,)
+    if operation.concept == "execution" or operation.kind is Kind.MUTATION
+    else (JSON, NO_STORE)
+    for operation in OPERATIONS.values()
+}
+"""What goes with the reply of each operation."""
 
 Call = Callable[[Any], Coroutine[Any, Any, Any]]
 
@@ -70,7 +78,7 @@ class Application:
 
     def drain(self) -> None:
         """Stop being ready and end long waits; requests in flight finish."""
-        self.load.draining.set()
+        self.load.drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -80,7 +88,7 @@ class Application:
             return
         started = perf_counter()
         headers = Headers(scope)
-        more: list[tuple[bytes, bytes]] = [(b"x-request-id", headers.request_id().encode("ascii"))]
+        more: list[tuple[bytes, bytes]] = [(b"x-request-id", headers.request_id())]
         if self._settings.cors_origins:
             more.extend(self._cors(headers))
         method: str = scope["method"]
@@ -88,7 +96,7 @@ class Application:
         operation: str | None = None
         outcome = "ok"
         try:
-            Headers.check(scope)
+            headers.check()
             if method == "OPTIONS":
                 answer: Answer | None = self._options(scope, headers)
             else:
@@ -102,9 +110,13 @@ class Application:
                     answer = await self._other(endpoint, parameters)
                 else:
                     operation = endpoint.name
-                    parent = headers.get(b"traceparent").decode("latin-1")
-                    with _span(endpoint.name, endpoint.path, parent):
-                        answer = await self._serve(endpoint, parameters, scope, headers, receive, send, more)
+                    serving = self._serve(endpoint, parameters, scope, headers, receive, send, more)
+                    if trace.is_on():
+                        parent = headers.get(b"traceparent").decode("latin-1")
+                        with _span(endpoint.name, endpoint.path, parent):
+                            answer = await serving
+                    else:
+                        answer = await serving
         except ClientGone:
             return
         except FlowFabricError as error:
@@ -117,7 +129,7 @@ class Application:
         status = 200
         if answer is not None:
             status = answer.status
-            await send_answer(send, answer, more, head=method == "HEAD")
+            await send_answer(scope, send, answer, more, head=method == "HEAD")
         counted = method if method in METHODS else "OTHER"
         seconds = perf_counter() - started
         metrics.http_request(counted, path, status, seconds)
@@ -151,15 +163,23 @@ class Application:
         reply = await self._call(operation, command, receive)
         if endpoint.raw:
             return _raw(reply)
-        if operation.concept == "execution" or operation.kind.value == "mutation":
-            return Answer(operation.status_of(reply), wire.encode_reply(operation, reply))
-        return Answer(operation.status_of(reply), wire.encode_reply(operation, reply), (JSON, NO_STORE))
+        fixed = _HEADERS[operation.name]
+        return Answer(operation.status_of(reply), wire.encode_reply(operation, reply), fixed)
 
     async def _batch(self, headers: Headers, receive: Receive) -> Answer:
         """Carry out several calls side by side; each has its own outcome."""
         body = await body_of(headers, receive, limits.BODY_BATCH_MAX, BATCH.path)
         calls = wire_batch.decode_calls(body)
-        answers = await asyncio.gather(*(self._batched(call, receive) for call in calls))
+        create_task = asyncio.get_running_loop().create_task
+        tasks = [create_task(self._batched(call, receive)) for call in calls]
+        try:
+            # Most end in the same turn of the loop, so that only the first is really waited for.
+            answers = [await task for task in tasks]
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
         return Answer(200, wire_batch.encode_answers(answers))
 
     async def _batched(self, call: wire_batch.BatchCall, receive: Receive) -> tuple[int, bytes]:
@@ -169,7 +189,10 @@ class Application:
         try:
             operation, command = wire_batch.decode_call(call)
             name = operation.name
-            with _span(name, BATCH.path, call.traceparent):
+            if trace.is_on():
+                with _span(name, BATCH.path, call.traceparent):
+                    reply = await self._call(operation, command, receive)
+            else:
                 reply = await self._call(operation, command, receive)
             answer = operation.status_of(reply), wire.encode_reply(operation, reply)
         except FlowFabricError as error:
@@ -286,9 +309,7 @@ _LIMITS: Final = {
 
 
 def _span(name: str, path: str, parent: str | None) -> AbstractContextManager[Any]:
-    """Open the span of a call of an operation, below the caller's own; nothing when traces are off."""
-    if not trace.is_on():
-        return _NO_SPAN
+    """Open the span of a call of an operation, below the caller's own."""
     return trace.span(name, role="server", parent=parent or None, attributes={"op": name, "http.route": path})
 
 
@@ -335,4 +356,4 @@ class MetricsApplication:
             answer = _metrics()
         except FlowFabricError as error:
             answer = of_error(error)
-        await send_answer(send, answer, (), head=scope["method"] == "HEAD")
+        await send_answer(scope, send, answer, (), head=scope["method"] == "HEAD")

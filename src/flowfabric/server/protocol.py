@@ -1,18 +1,19 @@
 """The HTTP protocol with deadlines of its own: silent and trickling sockets are closed, connections are counted.
 
 uvicorn waits for ever for the rest of a request. Here headers must be complete within 10 s, a body within 30 s, and a
-client that does not read its answer is dropped after 30 s. What must stay true: whatever is answered in place of the
-application is a problem body, and no connection outlives its deadlines.
+client that does not read its answer is dropped after 30 s. A request and its answer are an `Exchange`; the rest of a
+connection, and the way to stop, are uvicorn's. What must stay true: whatever is answered in place of the application is
+a problem body, and no connection outlives its deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import unquote
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -26,7 +27,8 @@ from flowfabric.contract.errors import (
     ResourceExhausted,
 )
 from flowfabric.server.answers import of_error
-from flowfabric.server.requests import HEADER_BYTES_MAX
+from flowfabric.server.exchange import LOG, WHOLE, Exchange, Outlet, written
+from flowfabric.server.requests import HEADER_BYTES_MAX, Scope
 from flowfabric.server.waiting import Load
 
 HEADER_SLACK_BYTES: Final = 4 * 1024
@@ -35,9 +37,7 @@ REQUEST_BYTES_MAX: Final = 2 * limits.BODY_BATCH_MAX
 LINGERING_MAX: Final = 256
 PROGRESS_BYTES_MIN: Final = 64 * 1024
 """What a slow reader must take of its answer within the time for a stalled write, to go on."""
-
-_LOG: Final = logging.getLogger("flowfabric.http")
-_LOG.setLevel(logging.ERROR)
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +61,19 @@ class Connections:
         self.most = most
         self.deadlines = deadlines if deadlines is not None else Deadlines()
         self.lingering = 0
+        self._headers: list[tuple[bytes, bytes]] | None = None
+        self._written = b""
 
     def is_full(self) -> bool:
         """Say whether another connection would be one too many."""
         return self.load.connections - self.load.waits >= self.most
+
+    def written(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the headers of every answer as they are sent; uvicorn makes a new list of them each second."""
+        if headers is not self._headers:
+            self._written = written(tuple(headers))
+            self._headers = headers
+        return self._written
 
 
 def protocol_for(connections: Connections) -> type[HttpToolsProtocol]:
@@ -76,23 +85,15 @@ def protocol_for(connections: Connections) -> type[HttpToolsProtocol]:
     return Protocol
 
 
-class _Outlet:
-    """The transport as one request's answer sees it: closing it waits until the client could read the answer."""
-
-    __slots__ = ("close", "is_closing", "write")
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
-
-
 class _DeadlineProtocol(HttpToolsProtocol):
     shared: Connections
+    app: Any
+    cycle: Any
+    """The exchange of the request that came last."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.logger = _LOG
+        self.logger = LOG
         self._deadline_at: float | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._idle = False
@@ -109,7 +110,7 @@ class _DeadlineProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._outlet = _Outlet(transport, self._end)
+        self.outlet = Outlet(transport, self._end)
         if self.shared.is_full():
             self._request_unfinished = True
             self._refuse(
@@ -130,7 +131,15 @@ class _DeadlineProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._deadline_timer = self._stall_timer = None
-        super().connection_lost(exc)
+        exchange: Exchange | None = self.cycle
+        if exchange is not None:
+            exchange.disconnected = not exchange.response_complete
+            exchange.tell()
+        self.connections.discard(self)
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+        self.parser = None  # pyright: ignore[reportAttributeAccessIssue] -- nothing is read any more
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -163,11 +172,11 @@ class _DeadlineProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Close an idle connection; let a request that is under way end with the connection."""
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete:
+        exchange: Exchange | None = self.cycle
+        if exchange is None or exchange.response_complete:
             self._end()
         else:
-            cycle.keep_alive = False
+            exchange.keep_alive = False
 
     # What the parser reports ---------------------------------------------------------------------------------------
 
@@ -175,24 +184,80 @@ class _DeadlineProtocol(HttpToolsProtocol):
         self._request_unfinished = True
         if self._deadline_at is None or self._idle:
             self._expect(self.shared.deadlines.headers_s)
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_headers:  # what follows the body are trailers, which nobody reads
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._header_bytes = self._body_bytes = 0
         self._expect(self.shared.deadlines.body_s)
-        super().on_headers_complete()
-        self.cycle.transport = self._outlet  # pyright: ignore[reportAttributeAccessIssue] - all that a cycle uses of it
+        parser: Any = self.parser
+        http_version = parser.get_http_version()
+        url = self.url
+        if url.startswith(b"/") and b"?" not in url and b"#" not in url:
+            raw_path, query = url, b""
+        else:
+            parsed = httptools.parse_url(url)
+            raw_path, query = parsed.path, parsed.query or b""
+        path = raw_path.decode("ascii")
+        scope: Scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": http_version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+        }
+        exchange = Exchange(
+            self,
+            scope,
+            keep_alive=http_version != "1.0" and parser.should_keep_alive(),
+            expects=self.expect_100_continue,
+        )
+        scope["extensions"] = {WHOLE: exchange.answer}
+        former: Exchange | None = self.cycle
+        self.cycle = exchange
+        if former is None or former.response_complete:
+            self._begin(exchange)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))  # pyright: ignore[reportArgumentType] -- ours alone use it
+
+    def _begin(self, exchange: Exchange) -> None:
+        tasks = self.tasks
+        task = exchange.task = self.loop.create_task(exchange.run(self.app, tasks))
+        tasks.add(task)
+
+    def on_body(self, body: bytes) -> None:
+        exchange: Exchange = self.cycle
+        if not exchange.response_complete:
+            exchange.add(body)
 
     def on_message_complete(self) -> None:
         self._in_headers = True
         self._request_unfinished = False
         self._deadline_at = None
-        super().on_message_complete()
+        exchange: Exchange = self.cycle
+        if not exchange.response_complete:
+            exchange.more_body = False
+            exchange.tell()
+
+    def common_headers(self) -> bytes:
+        return self.shared.written(self.server_state.default_headers)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -202,8 +267,8 @@ class _DeadlineProtocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            exchange: Any = self.pipeline.pop()[0]
+            self._begin(exchange)
         elif not self._request_unfinished:
             self._expect(self.shared.deadlines.idle_s, idle=True)
 
@@ -243,18 +308,18 @@ class _DeadlineProtocol(HttpToolsProtocol):
         """Answer in place of the application, if nothing is being answered, and end the connection."""
         if self.transport.is_closing() or self._lingering:
             return
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        exchange: Exchange | None = self.cycle
+        if exchange is None or exchange.response_complete or not exchange.response_started:
             answer = of_error(error)
-            headers = b"".join(b"%s: %s\r\n" % pair for pair in answer.headers if pair[0] != b"connection")
+            headers = written(tuple(pair for pair in answer.headers if pair[0] != b"connection"))
             self.transport.write(
                 b"%s%scontent-length: %d\r\nconnection: close\r\n\r\n%s"
                 % (STATUS_LINE[answer.status], headers, len(answer.body), answer.body)
             )
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.waiting_for_100_continue = False
-            cycle.message_event.set()
+        if exchange is not None and not exchange.response_complete:
+            exchange.disconnected = True
+            exchange.waiting_for_100_continue = False
+            exchange.tell()
         self._end()
 
     def _end(self) -> None:

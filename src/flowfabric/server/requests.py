@@ -46,7 +46,7 @@ _READ: Final = frozenset(
         b"access-control-request-method",
     )
 )
-_PROCESS: Final = uuid.uuid4().hex[:16]
+_PROCESS: Final = uuid.uuid4().hex[:16].encode("ascii")
 _COUNTER: Final = itertools.count(1)
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}")
@@ -59,29 +59,34 @@ class ClientGone(Exception):
 class Headers:
     """The headers that the server reads."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_are_too_many", "_values")
 
     def __init__(self, scope: Scope) -> None:
         raw: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        self._values = {name: value for name, value in raw if name in _READ}
+        values: dict[bytes, bytes] = {}
+        size = 0
+        for name, value in raw:
+            size += len(name) + len(value)
+            if name in _READ:
+                values[name] = value
+        self._values = values
+        self._are_too_many = len(raw) > HEADERS_MAX or size > HEADER_BYTES_MAX
 
-    @staticmethod
-    def check(scope: Scope) -> None:
+    def check(self) -> None:
         """Refuse headers that are too many or too large."""
-        raw: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        if len(raw) > HEADERS_MAX or sum(len(name) + len(value) for name, value in raw) > HEADER_BYTES_MAX:
+        if self._are_too_many:
             raise HeadersTooLarge(f"at most {HEADERS_MAX} headers and {HEADER_BYTES_MAX} bytes of them")
 
     def get(self, name: bytes) -> bytes:
         """Return a header's value; empty when it is absent."""
         return self._values.get(name, b"")
 
-    def request_id(self) -> str:
+    def request_id(self) -> bytes:
         """Return the caller's request id if it is well-formed, else a new one."""
-        given = self.get(b"x-request-id")
+        given = self._values.get(b"x-request-id")
         if given and _REQUEST_ID.fullmatch(given):
-            return given.decode("ascii")
-        return f"{_PROCESS}{next(_COUNTER):012x}"
+            return given
+        return b"%b%012x" % (_PROCESS, next(_COUNTER))
 
 
 class Guard:
@@ -174,21 +179,24 @@ async def body_of(headers: Headers, receive: Receive, body_max: int, path: str) 
             raise InvalidInput("content-length is not a number")
         if int(declared) > body_max:
             raise PayloadTooLarge(limit_bytes=body_max, route=path)
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    parts = [body]
+    size = len(body)
+    while message["type"] != "http.disconnect" and size <= body_max and message.get("more_body"):
         message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
         part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > body_max:
-            raise PayloadTooLarge(limit_bytes=body_max, route=path)
         parts.append(part)
-        more = bool(message.get("more_body"))
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
+        size += len(part)
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    if size > body_max:
+        raise PayloadTooLarge(limit_bytes=body_max, route=path)
+    if len(parts) > 1:
+        body = b"".join(parts)
     # A page of another origin may send a body without a type, or as text, unasked; never as JSON.
-    if body and headers.get(b"content-type").partition(b";")[0].strip().lower() != b"application/json":
-        raise UnsupportedContentType
+    if body:
+        kind = headers.get(b"content-type")
+        if kind != b"application/json" and kind.partition(b";")[0].strip().lower() != b"application/json":
+            raise UnsupportedContentType
     return body

@@ -27,6 +27,13 @@ class Load:
         self.waits = 0
         """Long waits in progress; their connections are not counted against the connection limit."""
         self.draining = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def drain(self) -> None:
+        """End all long waits."""
+        self.draining.set()
+        for ended in self._waiting:
+            _settle(ended)
 
     @asynccontextmanager
     async def stream_read(self) -> AsyncGenerator[None]:
@@ -62,11 +69,16 @@ class Load:
                 "too many requests wait at once", pool="waits", max=WAITS_MAX, retry_after_ms=1_000
             )
         self.waits += 1
-        working = asyncio.create_task(call)
-        leaving = asyncio.create_task(_gone(receive))
-        draining = asyncio.create_task(self.draining.wait())
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(ended)
+        working, leaving = loop.create_task(call), loop.create_task(_gone(receive))
+        for task in (working, leaving):
+            task.add_done_callback(lambda _: _settle(ended))
+        if self.draining.is_set():
+            _settle(ended)
         try:
-            await asyncio.wait((working, leaving, draining), return_when=asyncio.FIRST_COMPLETED)
+            await ended
             if not working.done():
                 working.cancel()
                 await asyncio.wait((working,))
@@ -79,9 +91,20 @@ class Load:
             return working.result()
         finally:
             self.waits -= 1
-            for task in (working, leaving, draining):
+            self._waiting.discard(ended)
+            left = [task for task in (working, leaving) if not task.done()]
+            for task in left:
                 task.cancel()
-            await asyncio.gather(working, leaving, draining, return_exceptions=True)
+            if left:
+                await asyncio.wait(left)
+            for task in (working, leaving):
+                if not task.cancelled():
+                    task.exception()  # looked at, also where it is not what is told
+
+
+def _settle(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 async def _gone(receive: Receive) -> None:
