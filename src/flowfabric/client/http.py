@@ -178,19 +178,23 @@ class HttpStores:
 
         async def once(remaining_s: float) -> Any:
             nonlocal command
-            still_ms = max(0, min(wait_ms, round((wait_until - loop.time()) * 1_000)))
-            if still_ms < wait_ms - 100:
-                command = resend.with_wait(command, still_ms)
+            still_ms = 0
+            if wait_ms:
+                still_ms = max(0, min(wait_ms, round((wait_until - loop.time()) * 1_000)))
+                if still_ms < wait_ms - 100:
+                    command = resend.with_wait(command, still_ms)
             patience_s = self._attempt_timeout_s + still_ms / 1_000 if repeatable else remaining_s
-            return await self._once(operation, command, still_ms > 0, min(patience_s, remaining_s))
+            answer = await self._joiner.exchange(
+                operation, command, min(patience_s, remaining_s), long=still_ms > 0
+            )
+            if not 200 <= answer.status < 300:
+                raise _as_trouble(self._error(answer, operation.name), answer)
+            try:
+                return wire.decode_reply(operation, answer.body)
+            except (msgspec.DecodeError, UnicodeDecodeError, FlowFabricError) as error:
+                raise _not_understood(error) from error
 
         return await self._until(wait_until + self._timeout_s, once, repeatable=repeatable)
-
-    async def _once(self, operation: Operation, command: msgspec.Struct, long: bool, timeout_s: float) -> Any:
-        answer = await self._joiner.exchange(operation, command, timeout_s, long=long)
-        if not 200 <= answer.status < 300:
-            raise _as_trouble(self._error(answer, operation.name), answer)
-        return _decoded(answer, lambda body: wire.decode_reply(operation, body))
 
     async def _until(
         self, deadline: float, once: Callable[[float], Awaitable[Any]], *, repeatable: bool
@@ -368,6 +372,10 @@ def _decoded(answer: Answer, decode: Callable[[bytes], Decoded]) -> Decoded:
     try:
         return decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError, FlowFabricError) as error:
-        raise Misuse(
-            f"the server's reply cannot be understood ({error}): are its version and this client's the same?"
-        ) from error
+        raise _not_understood(error) from error
+
+
+def _not_understood(error: Exception) -> Misuse:
+    return Misuse(
+        f"the server's reply cannot be understood ({error}): are its version and this client's the same?"
+    )
