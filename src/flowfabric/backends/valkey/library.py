@@ -21,7 +21,18 @@ import msgspec
 
 from flowfabric.backends import assets
 from flowfabric.backends.valkey import constants
-from flowfabric.backends.valkey.record import COUNTERS, RARE_FROM, Packed, PackedAttempt, PackedStream, Static
+from flowfabric.backends.valkey.record import (
+    CORE,
+    COUNTERS,
+    FIRST,
+    HEAD,
+    RARE,
+    RARE_FROM,
+    Packed,
+    PackedAttempt,
+    PackedStream,
+    Static,
+)
 
 PACKAGE: Final = "flowfabric.backends.valkey"
 SHARED: Final = ("_base", "_sha256", "_record", "_transitions", "_fencing", "_taking")
@@ -61,6 +72,7 @@ GLOBAL_KINDS: Final[Mapping[str, str]] = {
 """Kinds of keys and how they go on after the hash tag; a kind that ends in `:` is followed by a name."""
 
 _HEADER: Final = re.compile(r"^-- (KEYS|ARGV|Refuses|Touches):[ \t]*(.*)$", re.MULTILINE)
+_STRETCH: Final = re.compile(r"\$([a-z_]+)\.\.([a-z_]+)")
 _ARGUMENT: Final = re.compile(r"([a-z_]+):(int|number|uuid|text|flag|rest)(\?)?")
 
 
@@ -219,8 +231,13 @@ def _argument_lines(function: Function) -> tuple[list[str], list[str]]:
 
 
 def expand(source: str) -> str:
-    """Put the names of the core fields of a record, in their order, in place of `$core`."""
-    return source.replace("$core", ", ".join(Packed.__struct_fields__[1:RARE_FROM]))
+    """Put the names of fields of a record, in their order, in place of `$first..last`."""
+    return _STRETCH.sub(lambda match: ", ".join(_stretch(match[1], match[2])), source)
+
+
+def _stretch(first: str, last: str) -> tuple[str, ...]:
+    fields = Packed.__struct_fields__
+    return fields[fields.index(first) : fields.index(last) + 1]
 
 
 def _wrapped(function: Function, registered: str, manual_clock: bool) -> str:
@@ -302,6 +319,10 @@ _BESIDE: Final = (
 """What functions keep beside a loaded record, named at once: growing a table by steps costs more than filling it."""
 
 
+_FROM_ZERO: Final = ("lease_epoch", "total_attempt_count", "history_count")
+"""Fields that are 0 in the record of a new execution; the others after its head are not set."""
+
+
 def _table_of(fields: Sequence[str], counters: Sequence[str] = (), beside: Sequence[str] = ()) -> str:
     """Return Lua lines that make a table of the values in the text `s`."""
     values = ", ".join(f"f{number}" for number in range(len(fields)))
@@ -311,25 +332,57 @@ def _table_of(fields: Sequence[str], counters: Sequence[str] = (), beside: Seque
     return f"local {values} = cmsgpack.unpack(s)\nreturn {{ {', '.join(entries)} }}\n"
 
 
-def _packing(fields: Sequence[str], first: str = "") -> str:
-    return f"return cmsgpack.pack({first}{', '.join(f'r.{field}' for field in fields)})\n"
+def _packing(fields: Sequence[str]) -> str:
+    return f"return cmsgpack.pack({', '.join(f'r.{field}' for field in fields)})\n"
+
+
+def _layout() -> str:
+    """Return the Lua constants of how records are laid out; functions of MessagePack are not there when they are made.
+
+    `FRESH` is how the record of a new execution goes on after its head, `KEPT_FIELDS` what stays of an attempt at its
+    end, behind the worker's instance.
+    """
+    rest = Packed.__struct_fields__[HEAD:RARE_FROM]
+    fresh = "".join("\\0" if field in _FROM_ZERO else "\\192" for field in rest)
+    return (
+        f"local CORE, RARE, FIRST, HEAD_BYTES = {CORE}, {RARE}, {FIRST}, {2 + 9 * (HEAD - 2)}\n"
+        f"local FRESH, KEPT_FIELDS = '{fresh}', {len(_stretch('worker_id', 'started_at_ms'))}\n"
+    )
+
+
+def _pack_head() -> str:
+    """Return the Lua code that packs the fields up to `HEAD`: a number is its type and eight bytes."""
+    numbers = Packed.__struct_fields__[2:HEAD]
+    return (
+        f"local function pack_head(form, vector, {', '.join(numbers)})\n"
+        f"return struct.pack('>BB{'BI8' * len(numbers)}', form, vector, "
+        f"{', '.join(f'0xCF, {field}' for field in numbers)})\nend\n"
+    )
+
+
+def _packing_rest(form: str, fields: Sequence[str]) -> str:
+    head = ", ".join(f"r.{field}" for field in Packed.__struct_fields__[1:HEAD])
+    rest = ", ".join(f"r.{field}" for field in fields)
+    return f"return pack_head({form}, {head}) .. cmsgpack.pack({rest})\n"
 
 
 def _accessors() -> str:
     """Return the Lua code that reads and writes packed records, in the order of their fields."""
     fields = Packed.__struct_fields__
-    core, rare = fields[1:RARE_FROM], fields[RARE_FROM:]
+    rare = fields[RARE_FROM:]
     is_rare = " or ".join(f"r.{field} > 0" if field in COUNTERS else f"r.{field}" for field in rare)
     return (
-        f"local function load(s)\nif string.byte(s) == {0xC3} then\n"
+        _layout()
+        + _pack_head()
+        + "local function load(s)\nif string.byte(s) == RARE then\n"
         + _table_of(fields, beside=_BESIDE)
         + "end\n"
         + _table_of(fields[:RARE_FROM], COUNTERS, _BESIDE)
         + "end\n"
         + f"local function dump(r)\nif {is_rare} then\n"
-        + _packing(fields[1:], "true, ")
+        + _packing_rest("RARE", fields[HEAD:])
         + "end\n"
-        + _packing(core, "false, ")
+        + _packing_rest("CORE", fields[HEAD:RARE_FROM])
         + "end\n"
         + _STATICS
         + "local function read_definition(s)\n"

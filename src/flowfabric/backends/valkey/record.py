@@ -43,40 +43,48 @@ T = TypeVar("T", bound=msgspec.Struct)
 INLINE_BYTES_MAX: Final = 8_192
 """Payloads up to this size live in the execution's hash; larger ones have a key of their own."""
 
+CORE: Final = 0
+RARE: Final = 1
+FIRST: Final = 2
+"""The forms of a packed record: its first byte, in which they are told apart."""
+
 
 class Packed(msgspec.Struct, array_like=True, kw_only=True):
     """What changes (`v`). `worker_*` are those of the latest attempt and of its lease; no lease: `lease_id` is None.
 
-    The fields from `RARE_FROM` on are stored only when one of them is set; `rare` says so.
+    The fields from `RARE_FROM` on are stored only when one of them is set; `form` says so. The fields are in the order
+    in which the usual way of an execution can keep whole stretches of them as they are. Those up to `HEAD` have always
+    the same width.
     """
 
-    rare: bool = True
+    form: int = RARE
+    """`CORE`, `RARE`, or `FIRST`: as `CORE`, on its first lease, and nothing has happened since."""
     vector: int
     priority: int
     eligible_since_ms: int
     created_at_ms: int
     run_started_at_ms: int
     last_mutation_at_ms: int
-    history_count: int
-    lease_epoch: int
+    attempt_id: AttemptId | None
     lease_id: LeaseId | None
+    lease_epoch: int
+    attempt_index: int | None
+    worker_instance: WorkerInstance | None
+    worker_id: WorkerId | None
+    attempt_type: AttemptType | None
+    attempt_started_at_ms: int | None
+    attempt_epoch: int | None
+    total_attempt_count: int
+    started_at_ms: int | None
     claim_id: ClaimId | None
+    history_count: int
     acquired_at_ms: int | None
     ttl_ms: int | None
     expires_at_ms: int | None
-    worker_id: WorkerId | None
-    worker_instance: WorkerInstance | None
-    attempt_id: AttemptId | None
-    attempt_index: int | None
-    attempt_type: AttemptType | None
     attempt_state: AttemptRecordState | None
-    attempt_started_at_ms: int | None
-    attempt_epoch: int | None
     attempt_ended_at_ms: int | None
     stream_closed_at_ms: int | None
     stream_closed_reason: StreamClosedReason | None
-    total_attempt_count: int
-    started_at_ms: int | None
     completed_at_ms: int | None
     retention_due_at_ms: int | None
     result: str | None
@@ -107,6 +115,7 @@ class Packed(msgspec.Struct, array_like=True, kw_only=True):
     """Field `b` is set."""
 
 
+HEAD: Final = Packed.__struct_fields__.index("last_mutation_at_ms") + 1
 RARE_FROM: Final = Packed.__struct_fields__.index("retry_count")
 COUNTERS: Final = ("retry_count", "reclaim_count", "replay_count")
 """Rare fields that are 0 instead of None."""
@@ -165,18 +174,18 @@ class PackedAttempt(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class PackedEvent(msgspec.Struct, array_like=True, kw_only=True):
-    """An entry of the lease history (`e<n>`)."""
+    """An entry of the lease history (`e<n>`). Its last five fields are in `Packed` in the same order."""
 
     at_ms: int
     name: LeaseEventName
     reason: str | None
-    lease_id: LeaseId | None
-    lease_epoch: int
-    attempt_id: AttemptId | None
-    attempt_index: int | None
-    worker_instance: WorkerInstance | None
     outcome: str | None
     actor: str | None
+    attempt_id: AttemptId | None
+    lease_id: LeaseId | None
+    lease_epoch: int
+    attempt_index: int | None
+    worker_instance: WorkerInstance | None
 
 
 class PackedFailure(msgspec.Struct, array_like=True):
@@ -250,7 +259,7 @@ class PackedStream(msgspec.Struct, array_like=True, kw_only=True):
 FIELDS: Final = ("v", "d", "j", "t", "f", "z", "c", "p", "l", "g", "b")
 """The fields of the hash that `decode` needs, in its order."""
 
-_NOT_RARE: Final = b"\xc2"
+_RARE: Final = bytes((RARE,))
 _CORE_HEADER: Final = _header(RARE_FROM)
 _TAGS: Final = msgspec.json.Decoder(dict[str, str])
 _REPLAYS: Final = msgspec.msgpack.Decoder(tuple[PackedReplay, ...])
@@ -265,7 +274,7 @@ def unpack(data: bytes, record: type[T]) -> T:
         decoder = _DECODERS[record] = msgspec.msgpack.Decoder(record)
         _HEADERS[record] = _header(len(record.__struct_fields__))
     header = _HEADERS[record]
-    if record is Packed and data[:1] == _NOT_RARE:
+    if record is Packed and data[:1] != _RARE:
         header = _CORE_HEADER
     try:
         return decoder.decode(header + data)

@@ -90,8 +90,8 @@ end
 
 local function event_of(r, name, now, reason, outcome, actor)
   local leased = r.lease_id
-  return cmsgpack.pack(now, name, reason or nil, leased, r.lease_epoch, r.attempt_id, r.attempt_index,
-    leased and r.worker_instance or nil, outcome or nil, actor ~= '' and actor or nil)
+  return cmsgpack.pack(now, name, reason or nil, outcome or nil, actor ~= '' and actor or nil, r.attempt_id, leased,
+    r.lease_epoch, r.attempt_index, leased and r.worker_instance or nil)
 end
 
 -- Append an event to the history, of which about the latest are kept.

@@ -10,16 +10,19 @@
 -- Read an execution and its input: fields v d w z j t i, and the input when it has a key of its own and there is room.
 -- Nil and a refusal, or false when there is none.
 local function read(uuid, space)
-  local fields, refused = touch('HMGET', K.tag .. 'x:' .. uuid, 'v', 'd', 'w', 'z', 'j', 't', 'i')
+  local key = K.tag .. 'x:' .. uuid
+  local fields, refused = touch('HMGET', key, 'v', 'd', 'w', 'z', 'j', 't', 'i')
   if not fields then
     return nil, refused
   end
   if not fields[1] then
     -- Where a slot is moving to, a key alone that is not there yet is like none at all; two keys are not.
-    fields, refused = touch('EXISTS', K.tag .. 'x:' .. uuid, K.own)
+    fields, refused = touch('EXISTS', key, K.own)
     return fields and false, refused
   end
-  local e = { uuid = uuid, fields = fields, d = load_static(fields[2]), payload = fields[7], packed = fields[1] }
+  local e = {
+    uuid = uuid, key = key, fields = fields, d = load_static(fields[2]), payload = fields[7], packed = fields[1], r = false,
+  }
   if e.d.input then
     if e.d.input_bytes <= space then
       e.payload, refused = touch('GET', K.tag .. 'p:' .. e.d.input)
@@ -46,7 +49,7 @@ local function sequence_of(e)
   if not r or (r.attempt_epoch == r.lease_epoch and mode == 'claim') then
     return 0
   end
-  local stream = redis.call('HGET', K.tag .. 'x:' .. e.uuid, 's' .. string.format('%.0f', r.attempt_index))
+  local stream = redis.call('HGET', e.key, 's' .. string.format('%.0f', r.attempt_index))
   return stream and select(2, cmsgpack.unpack(stream)) or 0
 end
 
@@ -105,7 +108,7 @@ for _, uuid in ipairs(members) do
   if refused then
     return refused
   end
-  if e and not is_usual(e.packed, S.ELIGIBLE.pending_first_attempt) then
+  if e and not is_fresh(e.packed) then
     e = record_of(e).was_ready and e
   end
   if not e then
@@ -125,8 +128,8 @@ end
 local at = 1
 for _, e in ipairs(chosen) do
   local r = e.r
-  local packed = not r and usual_take(K, e.uuid, e.packed, e.fields[2], now, worker_id, worker_instance, ttl_ms,
-    claim_id, ids[at], ids[at + 1])
+  local packed = not r and usual_take(K, e.key, e.uuid, e.packed, e.d, now, worker_id, worker_instance,
+    ttl_ms, claim_id, ids[at], ids[at + 1])
   if packed then
     e.packed = packed
     at = at + 2
