@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from flowfabric.backends.valkey.keys import Partition, Partitions
-from flowfabric.backends.valkey.record import Packed, Static, pack, unpack
+from flowfabric.backends.valkey.record import RARE, Packed, Static, pack, unpack
 from flowfabric.backends.valkey.wire import Client, ServerError
 from flowfabric.contract.ids import execution_uuid
 
@@ -47,7 +47,7 @@ class Keys:
         """Change values of one packed field."""
         found = unpack(await self("HGET", self.hash, field), record)
         if record is Packed:
-            values["rare"] = True
+            values["form"] = RARE
         await self("HSET", self.hash, field, pack(msgspec.structs.replace(found, **values)))
 
     async def stored(self) -> list[str]:

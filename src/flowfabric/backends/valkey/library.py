@@ -194,7 +194,7 @@ def _key_lines(function: Function) -> list[str]:
 
 
 _CHECKS: Final = {
-    "int": "is_integer({0}) and tonumber({0})",
+    "int": "is_integer({0})",
     "number": "is_number({0}) and tonumber({0})",
     "uuid": "is_uuid({0}) and {0}",
     "flag": "({0} == '0' and 0 or {0} == '1' and 1)",
@@ -211,6 +211,9 @@ def _argument_lines(function: Function) -> tuple[list[str], list[str]]:
     for at, argument in enumerate(arguments, start=1):
         name = argument.name
         names.append(name)
+        if argument.type == "rest" and at == 1:
+            lines.append(f"local {name} = argv")
+            continue
         if argument.type == "rest":
             lines.append(f"local {name} = {{}} for at = {at}, #argv do {name}[at - {at - 1}] = argv[at] end")
             continue
@@ -288,8 +291,23 @@ end
 local function malformed(what)
   return refuse('invalid_input', 'malformed call of a function: ' .. what, 'field', what)
 end
+local INTEGERS, integers_known = {}, 0
 local function is_integer(text)
-  return #text < 17 and string.find(text, '^%d+$') and tonumber(text) <= 9007199254740991
+  local number = INTEGERS[text]
+  if number then
+    return number
+  end
+  number = #text < 17 and string.find(text, '^%d+$') and tonumber(text)
+  if not number or number > 9007199254740991 then
+    return nil
+  end
+  if #text < 7 then
+    if integers_known >= 1024 then
+      INTEGERS, integers_known = {}, 0
+    end
+    INTEGERS[text], integers_known = number, integers_known + 1
+  end
+  return number
 end
 local function is_number(text)
   return string.find(text, '^%-?%d+%.?%d*[eE]?[+-]?%d*$') and tonumber(text)
@@ -300,7 +318,8 @@ end
 """.replace(
     "$STARTS", ", ".join(f"'{rest}'" for rest in sorted({*PARTITION_KINDS.values(), *GLOBAL_KINDS.values()}))
 )
-"""Checks of what a call is given. How the keys of a hash tag begin is worked out once, and kept for the latest tags."""
+"""Checks of what a call is given. How the keys of a hash tag begin is worked out once, and kept for the latest tags;
+so are small numbers, because Lua reads a number slowly."""
 
 
 _BESIDE: Final = (

@@ -4,7 +4,7 @@
 -- the fields of a record from one to the other.
 
 -- luacheck: push ignore 113 211 221 311 631
-local UUID, IDS_BYTES = '\217\36', 2 * 38
+local UUID, DIGEST, IDS_BYTES = '\217\36', '\217\32', 2 * 38
 local FIRST_EPOCH, NOTHING, ANSWERED = '\1', '\192', '\178execution.complete'
 
 -- Whether a stored record is that of an execution that is eligible and was never leased.
@@ -66,12 +66,9 @@ local function taken_at(now, worker, instance, ttl, claim)
   }
 end
 
--- Lease an execution whose stored fields are `v`, a fresh one, and `s`; the packed record, or nil when it is not a usual
--- one. Both ids have 36 bytes.
+-- Lease an execution whose stored fields are `v`, a fresh one, and `s`, with no time limit of an attempt; the packed
+-- record. Both ids have 36 bytes.
 local function usual_take(K, key, uuid, v, s, now, worker, instance, ttl, claim, lease, attempt)
-  if s.attempt_timeout_ms then
-    return nil
-  end
   now = math.max(now, last_number(v, HEAD_BYTES))
   local alike = K.alike
   if not alike or alike.now ~= now then
@@ -100,7 +97,7 @@ local function completed_at(now, s, c)
     head = string.char(CORE, S.ENDED.success.attempt_terminal), at = packed_number(now),
     due_at_ms = due_at_ms, due = string.format('%.0f', due_at_ms),
     event = cmsgpack.pack(now, 'released', 'completed', 'success', c[7]),
-    rest = cmsgpack.pack($claim_id..due_at_ms), answer = cmsgpack.pack(now),
+    rest = cmsgpack.pack($claim_id..due_at_ms), answer = cmsgpack.pack(cmsgpack.pack(now)),
   }
 end
 
@@ -116,7 +113,7 @@ local function usual_complete(K, key, v, d, now, c)
     or string.find(v, attempt, HEAD_BYTES + 3, true) ~= HEAD_BYTES + 3
     or string.find(v, lease, HEAD_BYTES + 41, true) ~= HEAD_BYTES + 41
     or last_number(v, #v) <= now or (c[4] and c[4] ~= s.lane) or (c[5] and c[5] ~= s.route) or s.rid ~= K.rid
-    or s.frames_ttl_ms then
+    or s.frames_ttl_ms or #c[6] ~= 32 then
     return nil
   end
   local alike = K.alike
@@ -130,7 +127,7 @@ local function usual_complete(K, key, v, d, now, c)
   local packed = alike.head .. string.sub(v, 3, HEAD_BYTES - 9) .. alike.at .. UUID .. attempt .. NOTHING
     .. string.sub(v, ids_end + 1, kept_end) .. alike.rest
   local event = alike.event .. string.sub(v, HEAD_BYTES + 1, instance_end)
-  local answer = ANSWERED .. UUID .. lease .. FIRST_EPOCH .. cmsgpack.pack(c[6], alike.answer)
+  local answer = ANSWERED .. UUID .. lease .. FIRST_EPOCH .. DIGEST .. c[6] .. alike.answer
   if c[8] then
     redis.call('HSET', key, 'v', packed, 'e2', event, 'w', answer, 'r', c[10])
   else

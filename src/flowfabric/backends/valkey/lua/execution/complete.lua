@@ -11,16 +11,17 @@ if #executions < 1 or #executions > S.CREATE_MANY_MAX or #commands ~= #execution
 end
 local given, seen, staged = {}, {}, 0
 for number, key in ipairs(executions) do
-  local c = {}
-  for at = 1, 10 do
-    local value = commands[number * 10 - 10 + at]
-    c[at] = value ~= '' and value or nil
-  end
-  c[6], c[10] = c[6] or '', c[10] or ''
-  if seen[key] or (c[1] and #c[1] ~= 36) or (c[3] and #c[3] ~= 36) or (c[2] and not is_integer(c[2])) then
+  local lease_id, lease_epoch, attempt_id, lane, route, digest, actor, media, is_staged, result =
+    unpack(commands, number * 10 - 9, number * 10)
+  local c = {
+    lease_id ~= '' and lease_id or nil, lease_epoch ~= '' and is_integer(lease_epoch) or nil,
+    attempt_id ~= '' and attempt_id or nil, lane ~= '' and lane or nil, route ~= '' and route or nil, digest,
+    actor ~= '' and actor or nil, media ~= '' and media or nil, is_staged, result,
+  }
+  if seen[key] or (c[1] and #c[1] ~= 36) or (c[3] and #c[3] ~= 36) or (lease_epoch ~= '' and not c[2]) then
     return malformed('commands')
   end
-  c[2], seen[key] = tonumber(c[2]), true
+  seen[key] = true
   if c[9] == '1' then
     staged = staged + 1
     c[9] = payloads[staged]

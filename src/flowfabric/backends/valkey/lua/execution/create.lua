@@ -25,11 +25,12 @@ for number, key in ipairs(executions) do
     tags = tags ~= '' and tags, lane = d.lane,
     absolute_ms = d.absolute_deadline_ms, relative_ms = d.relative_deadline_ms,
   }
-  if not is_integer(creates[at + 6]) or not is_integer(creates[at + 8]) or (delay ~= '' and not is_integer(delay)) then
+  c.priority, c.window_ms = is_integer(creates[at + 6]), is_integer(creates[at + 8])
+  c.delay_until_ms = delay ~= '' and is_integer(delay)
+  if not c.priority or not c.window_ms or (delay ~= '' and not c.delay_until_ms) then
     return malformed('creates')
   end
-  seen[key], c.priority, c.window_ms = true, tonumber(creates[at + 6]), tonumber(creates[at + 8])
-  c.delay_until_ms = delay ~= '' and tonumber(delay)
+  seen[key] = true
   if creates[at + 9] == '1' then
     named = named + 1
     c.idempotency = idempotencys[named]

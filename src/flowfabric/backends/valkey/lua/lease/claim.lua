@@ -7,11 +7,11 @@
 --   leased whose score is past `bound`. Answers the score of the index's head, the leases (eight values each), how much
 --   the index has, and 1 when the lane gives nothing out.
 
--- Read an execution and its input: fields v d w z j t i, and the input when it has a key of its own and there is room.
+-- Read an execution and its input: fields v d j t i, and the input when it has a key of its own and there is room.
 -- Nil and a refusal, or false when there is none.
 local function read(uuid, space)
   local key = K.tag .. 'x:' .. uuid
-  local fields, refused = touch('HMGET', key, 'v', 'd', 'w', 'z', 'j', 't', 'i')
+  local fields, refused = touch('HMGET', key, 'v', 'd', 'j', 't', 'i')
   if not fields then
     return nil, refused
   end
@@ -21,7 +21,8 @@ local function read(uuid, space)
     return fields and false, refused
   end
   local e = {
-    uuid = uuid, key = key, fields = fields, d = load_static(fields[2]), payload = fields[7], packed = fields[1], r = false,
+    uuid = uuid, key = key, fields = fields, d = load_static(fields[2]), payload = fields[5], packed = fields[1],
+    r = false, failure = false,
   }
   if e.d.input then
     if e.d.input_bytes <= space then
@@ -36,12 +37,11 @@ local function read(uuid, space)
   return e
 end
 
--- Load the record of what was read.
+-- Load the record of what was read, and what its latest attempt left.
 local function record_of(e)
-  local fields = e.fields
-  local r = opened(e.uuid, fields[1], fields[2], fields[3])
-  e.r = r
-  return r
+  local left = redis.call('HMGET', e.key, 'w', 'z')
+  e.r, e.failure = opened(e.uuid, e.packed, e.fields[2], left[1]), left[2]
+  return e.r
 end
 
 local function sequence_of(e)
@@ -57,8 +57,8 @@ local found = {}
 local function answer(e)
   local fields, d = e.fields, e.d
   local at = #found
-  found[at + 1], found[at + 2], found[at + 3] = e.uuid, e.packed, fields[5]
-  found[at + 4], found[at + 5] = fields[6] or false, d.input_type
+  found[at + 1], found[at + 2], found[at + 3] = e.uuid, e.packed, fields[3]
+  found[at + 4], found[at + 5] = fields[4] or false, d.input_type
   found[at + 6], found[at + 7] = e.payload, d.input or false
   found[at + 8] = sequence_of(e)
 end
@@ -108,7 +108,7 @@ for _, uuid in ipairs(members) do
   if refused then
     return refused
   end
-  if e and not is_fresh(e.packed) then
+  if e and (e.d.attempt_timeout_ms or not is_fresh(e.packed)) then
     e = record_of(e).was_ready and e
   end
   if not e then
@@ -128,24 +128,21 @@ end
 local at = 1
 for _, e in ipairs(chosen) do
   local r = e.r
-  local packed = not r and usual_take(K, e.key, e.uuid, e.packed, e.d, now, worker_id, worker_instance,
-    ttl_ms, claim_id, ids[at], ids[at + 1])
-  if packed then
-    e.packed = packed
+  local instant = r and since(r, now)
+  if not r then
+    e.packed = usual_take(K, e.key, e.uuid, e.packed, e.d, now, worker_id, worker_instance, ttl_ms, claim_id, ids[at],
+      ids[at + 1])
+  elseif not end_instead(r, instant) then
+    take(r, e.failure, instant, worker_id, worker_instance, ttl_ms, claim_id, ids[at], ids[at + 1])
+    store(K, r)
+    e.packed = r.packed
+  else
+    store(K, r)
+    e.packed = nil
+  end
+  if e.packed then
     at = at + 2
     answer(e)
-  else
-    r = r or record_of(e)
-    local instant = since(r, now)
-    if not end_instead(r, instant) then
-      take(r, e.fields[4], instant, worker_id, worker_instance, ttl_ms, claim_id, ids[at], ids[at + 1])
-      at = at + 2
-      store(K, r)
-      e.packed = r.packed
-      answer(e)
-    else
-      store(K, r)
-    end
   end
 end
 write_entries(K)
