@@ -91,6 +91,35 @@ async def test_nobody_else_gets_a_hint_that_is_taken(hints: Hints) -> None:
     assert (await hints.take((A,), 1)).hints == []
 
 
+async def test_who_waits_is_not_told_what_others_hold(hints: Hints) -> None:
+    """A claimer that waits hears of what others hold only where that is better than what it gets."""
+    await offer(hints, A, {1: 10, 2: 20, 3: 1_000})
+    await hints.take((A,), 2, waits=True)
+    both = await hints.take((A,), 1, waits=True)
+    assert places(both) == [(A, 3, 1_000), (A, 1, 10), (A, 2, 20)]
+    assert (await hints.take((A,), 1, waits=True)).hints == []
+    assert len((await hints.take((A,), 3)).hints) == 3
+
+
+async def test_holds_run_out_each_in_its_time(hints: Hints, clock: ManualClock) -> None:
+    """However many are held, each runs out two seconds after it was taken, also for who serves its route later."""
+    for number in range(4):
+        await offer(hints, A if number % 2 else B, {number: 10 + number})
+        await hints.take((A, B), 1)
+        clock.advance(HOLD_MS // 4)
+    found: list[tuple[str, int, float]] = []
+    for _ in range(4):
+        taken = await hints.take((A,), 9)
+        found += places(Taken(None, None, [hint for hint in taken.hints if not hint.is_shared]))
+        clock.advance(HOLD_MS // 4)
+    assert found == [(A, 1, 11), (A, 3, 13)]
+    late = await hints.take((B,), 9)
+    assert places(late) == [(B, 0, 10), (B, 2, 12)]
+    assert not any(hint.is_shared for hint in late.hints)
+    clock.advance(-3 * HOLD_MS)
+    assert all(hint.is_shared for hint in (await hints.take((A, B), 9)).hints)
+
+
 async def test_what_is_given_back_can_be_taken_again(hints: Hints) -> None:
     """A hint goes back with the new head of its index, or not at all when that is empty."""
     await offer(hints, A, {1: 10, 2: 20})
@@ -271,7 +300,8 @@ async def test_a_claim_that_found_nothing_is_not_remembered(hints: Hints) -> Non
 async def test_malformed_calls_write_nothing(store: Store, hints: Hints, fields: dict[str, Any]) -> None:
     """A call that is not well formed is refused and takes nothing."""
     await offer(hints, A, {1: 10})
-    given = {"wanted": 1, "most": 1, "woken": 0, "claim_id": CLAIM, "again": False, "keep_ms": 1, "given": []}
+    given = {"wanted": 1, "most": 1, "waits": False, "woken": 0}
+    given |= {"claim_id": CLAIM, "again": False, "keep_ms": 1, "given": []}
     with pytest.raises(InvalidInput):
         await store.calls.call(
             None, "hints_take", (keys.META, keys.HELD, keys.hints(A)), **{**given, **fields}

@@ -261,7 +261,7 @@ async def test_who_stops_reading_takes_nobody_along(single: Server) -> None:
 
 
 async def test_many_timers_take_few_calls(single: Server) -> None:
-    """A timer later than what is known of its partition costs no call of its own."""
+    """A timer far ahead, or later than what is known of its partition, costs no call of its own, and is told."""
 
     def offers() -> int:
         found = [
@@ -278,9 +278,18 @@ async def test_many_timers_take_few_calls(single: Server) -> None:
             await create(store, execution_id=in_partition(1), delay_until_ms=now + 60_000 + later_ms)
         await settled(store)
         assert offers() == before
-        await create(store, execution_id=in_partition(1), delay_until_ms=now + 50_000)
+        for number in range(2, 5):
+            await create(store, execution_id=in_partition(number), delay_until_ms=now + 50_000)
+        await settled(store)
+        assert offers() == before
+        await create(store, execution_id=in_partition(1), delay_until_ms=now + 20_000)
         await settled(store)
         assert offers() == before + 1
+        await until(lambda: offers() == before + 2)
+        assert [int(single.call("ZSCORE", keys.DUE_HINTS, name)) for name in "1234"] == [
+            now + 20_000,
+            *[now + 50_000] * 3,
+        ]
 
 
 # Lost hints -------------------------------------------------------------------------------------------------------

@@ -56,5 +56,5 @@ def forget_hints(*servers: Server) -> None:
             continue
         for key in server.call("KEYS", "{w}:*"):
             name = key.decode()[4:]
-            if name.partition(":")[0] in ("h", "held", "bell", "due", "dueheld", "sweeper", "swept"):
+            if name.partition(":")[0] in ("h", "holds", "bell", "due", "dueheld", "sweeper", "swept"):
                 server.call("DEL", key)

@@ -139,6 +139,7 @@ class Claims:
             taken = await self._hints.take(
                 tuple(routes),
                 SHARED_AT_ONCE if work.seen else min(-(-work.left // self._per_hint), HINTS_AT_ONCE),
+                waits=command.wait_ms > 0,
                 woken=work.woken,
                 claim_id=command.claim_id,
                 is_again=work.is_again,

@@ -23,19 +23,22 @@ from flowfabric.backends.bells import Topic, deliver
 from flowfabric.backends.valkey import keys
 from flowfabric.backends.valkey.keys import Partition
 from flowfabric.backends.valkey.store import Store
+from flowfabric.contract import limits
 from flowfabric.contract.errors import Misuse, Unavailable
 
 GIVE_BACK_AFTER_S: Final = 0.001
 """How long a hint that is done with waits for the next call that can carry it back."""
-GIVE_BACK_EMPTY_AFTER_S: Final = 0.02
-"""The same where nothing is left, so that nobody misses it."""
+GIVE_BACK_EMPTY_AFTER_S: Final = 0.1
+"""The same where nothing is left, so that nobody misses it: a worker that completes what it got looks again by then."""
 GIVEN_PER_CALL_MAX: Final = 256
 OFFERS_PER_CALL_MAX: Final = 500
 CLOSE_WITHIN_S: Final = 1.0
 DUE_KNOWN_MS: Final = 1_000
 """What is known about a partition's earliest timer counts while that is at least so far ahead."""
 DUE_LATER_S: Final = 0.5
-"""How long a timer that is later than the known one waits to be told: it shares the call with all others."""
+"""How long a timer that is far ahead, or later than the known one, waits to be told: it shares the call with others."""
+DUE_FAR_MS: Final = limits.SAFETY_SWEEP_MS * 9 // 10
+"""A timer is far ahead when a sweep finds it about in time, should this process die before it has told."""
 
 AGAIN_AFTER_S: Final = 0.2
 """How long what could not be written waits for the next attempt."""
@@ -49,13 +52,14 @@ class Hint(msgspec.Struct):
     score: bytes
     is_shared: bool
     """Somebody else holds it: there may be nothing left."""
+    held_until: bytes = b""
 
 
 class Taken(msgspec.Struct, frozen=True):
     """What a look at the hints found."""
 
-    version: int
-    """Of the catalog."""
+    version: int | None
+    """Of the catalog, where nothing was found."""
     bound: float | None
     """The score of the best hint that was left; None: there is no other."""
     hints: list[Hint]
@@ -68,7 +72,8 @@ class _Given(msgspec.Struct, frozen=True):
 
     rid: str
     partition: int
-    score: bytes
+    hold: bytes
+    """The hint's score and until when it is held, as the store wrote them; empty when somebody else holds it."""
     head: int | None
     depth: int
 
@@ -108,8 +113,8 @@ class Hints:
         self._due_known: dict[int, int] = {}
         self._topics: Final[dict[str, Topic]] = {}
         self._rids: Final[dict[Topic, str]] = {}
-        self._ahead_ms = 0.0
-        """The store's time minus this process's monotonic one."""
+        self._ahead_ms: float | None = None
+        """The store's time minus this process's monotonic one, once it is known."""
         self._writes: Final[set[asyncio.Task[None]]] = set()
 
     # Taking and giving back ---------------------------------------------------------------------------------------
@@ -119,6 +124,7 @@ class Hints:
         rids: Sequence[str],
         most: int,
         *,
+        waits: bool = False,
         woken: str | None = None,
         claim_id: str | None = None,
         is_again: bool = False,
@@ -127,7 +133,8 @@ class Hints:
         """Take up to `most` of the best hints of some routes; what is to be given back goes along.
 
         With a `claim_id` the partitions are remembered for `keep_ms`; a claim that is known is answered as `repeated`
-        unless it `is_again` the same call. `woken` is the route whose bell made the caller look.
+        unless it `is_again` the same call. `woken` is the route whose bell made the caller look. Who `waits` is not
+        told of hints that others hold when there are no others, because it is woken when they are given back.
         """
         given, self._given = self._given[:GIVEN_PER_CALL_MAX], self._given[GIVEN_PER_CALL_MAX:]
         names: list[str] = list(rids)
@@ -138,13 +145,14 @@ class Hints:
             if number is None:
                 names.append(each.rid)
                 number = at[each.rid] = len(names)
-            values += (number, each.partition, each.score, "" if each.head is None else each.head, each.depth)
+            values += (number, each.partition, each.hold, "" if each.head is None else each.head, each.depth)
         version, bound, *found = await self._calls.call(
             None,
             "hints_take",
             (keys.META, keys.HELD, *map(keys.hints, names)),
             wanted=len(rids),
             most=most,
+            waits=waits,
             woken=(rids.index(woken) + 1 if woken in rids else 0) if woken is not None else 0,
             claim_id=claim_id,
             again=is_again,
@@ -154,18 +162,21 @@ class Hints:
         if bound == b"repeated":
             partitions = {int(number) for number in found[0].split()}
             return Taken(version, None, [], tuple(sorted(partitions)))
+        held_until = found[0] or b""
         hints = [
-            Hint(names[int(found[at]) - 1], int(found[at + 1]), found[at + 2], bool(found[at + 3]))
-            for at in range(0, len(found), 4)
+            Hint(
+                names[int(found[at]) - 1], int(found[at + 1]), found[at + 2], bool(found[at + 3]), held_until
+            )
+            for at in range(1, len(found), 4)
         ]
         return Taken(version, float(bound) if bound is not None else None, hints)
 
     def give_back(self, hint: Hint, head: int | None, depth: int) -> None:
         """Give a hint back with the score of the index's head now (None: it is empty) and how much it has."""
-        score = b"" if hint.is_shared else hint.score
+        hold = b"" if hint.is_shared else b"%b %b" % (hint.score, hint.held_until)
         if hint.is_shared and head is None:
             return
-        self._given.append(_Given(hint.rid, hint.partition, score, head, depth))
+        self._given.append(_Given(hint.rid, hint.partition, hold, head, depth))
         loop = asyncio.get_running_loop()
         at_s = loop.time() + (GIVE_BACK_EMPTY_AFTER_S if head is None else GIVE_BACK_AFTER_S)
         if self._give_back is None or at_s < self._give_back_at_s:
@@ -272,7 +283,8 @@ class Hints:
         """Make known, soon, that something is due in a partition at an instant."""
         number = partition.number
         known = self._due_known.get(number)
-        if known is not None and known <= at_ms and self._is_ahead(known):
+        is_known = known is not None and known <= at_ms and self._is_ahead(known, DUE_KNOWN_MS)
+        if is_known or self._is_ahead(at_ms, DUE_FAR_MS):
             # There is time. But it has to be told: what is known may go away without this process hearing of it.
             _keep_earliest(self._later_dues, number, at_ms)
             if self._tell_later is None:
@@ -291,12 +303,14 @@ class Hints:
         if self._due_offering is None:
             self._due_offering = self._write(self._offer_dues())
 
-    def _is_ahead(self, at_ms: int) -> bool:
-        """Say whether an instant is so far ahead that its hint must still be there."""
-        return self._clock is None and at_ms > time.monotonic() * 1_000 + self._ahead_ms + DUE_KNOWN_MS
+    def _is_ahead(self, at_ms: int, by_ms: int) -> bool:
+        """Say whether an instant is so far ahead, as far as this process knows the store's time."""
+        if self._clock is not None or self._ahead_ms is None:
+            return False
+        return at_ms > time.monotonic() * 1_000 + self._ahead_ms + by_ms
 
     async def settled(self) -> None:
-        """Wait until everything that this process made known so far is written."""
+        """Wait until everything that this process makes known at once is written."""
         if self._writes:
             # Whoever stops waiting leaves the writes alone: others wait for them.
             await asyncio.wait(set(self._writes))

@@ -105,7 +105,7 @@ class Partitions:
 
 META: Final = GLOBAL + "meta"
 LANES: Final = GLOBAL + "lanes"
-HELD: Final = GLOBAL + "held"
+HELD: Final = GLOBAL + "holds"
 DUE_HINTS: Final = GLOBAL + "due"
 DUE_HELD: Final = GLOBAL + "dueheld"
 WORKER_DUE: Final = GLOBAL + "workerdue"

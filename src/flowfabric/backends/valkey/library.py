@@ -57,7 +57,7 @@ GLOBAL_KINDS: Final[Mapping[str, str]] = {
     "registry": "lanes",
     "routes": "routes:",
     "hints": "h:",
-    "held": "held",
+    "held": "holds",
     "bell": "bell:",
     "due_hints": "due",
     "claim": "c:",
@@ -291,24 +291,6 @@ end
 local function malformed(what)
   return refuse('invalid_input', 'malformed call of a function: ' .. what, 'field', what)
 end
-local INTEGERS, integers_known = {}, 0
-local function is_integer(text)
-  local number = INTEGERS[text]
-  if number then
-    return number
-  end
-  number = #text < 17 and string.find(text, '^%d+$') and tonumber(text)
-  if not number or number > 9007199254740991 then
-    return nil
-  end
-  if #text < 7 then
-    if integers_known >= 1024 then
-      INTEGERS, integers_known = {}, 0
-    end
-    INTEGERS[text], integers_known = number, integers_known + 1
-  end
-  return number
-end
 local function is_number(text)
   return string.find(text, '^%-?%d+%.?%d*[eE]?[+-]?%d*$') and tonumber(text)
 end
@@ -318,8 +300,7 @@ end
 """.replace(
     "$STARTS", ", ".join(f"'{rest}'" for rest in sorted({*PARTITION_KINDS.values(), *GLOBAL_KINDS.values()}))
 )
-"""Checks of what a call is given. How the keys of a hash tag begin is worked out once, and kept for the latest tags;
-so are small numbers, because Lua reads a number slowly."""
+"""Checks of what a call is given. How the keys of a hash tag begin is worked out once, and kept for the latest tags."""
 
 
 _BESIDE: Final = (

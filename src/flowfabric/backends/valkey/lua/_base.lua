@@ -19,3 +19,17 @@ local function touch(...)
   end
   return value
 end
+
+-- The whole number that a text says, or false. Most are small; they are looked up.
+local SMALL = {}
+for value = 0, 1024 do
+  SMALL[value .. ''] = value
+end
+local function is_integer(text)
+  local value = SMALL[text]
+  if value then
+    return value
+  end
+  value = #text < 17 and string.find(text, '^%d+$') and tonumber(text)
+  return value and value <= 9007199254740991 and value
+end

@@ -1,18 +1,27 @@
 -- Hints: best heads of eligible indexes, and earliest timers, by partition. A hint that was taken has a member
--- `<route> <partition> <score>` in the holds, whose score is when the hold runs out.
+-- `<route> <partition> <score> <until>` in the holds, with its score there: so what others hold and is better is read
+-- without the rest. A first member of score -inf is an instant up to which no hold runs out.
 
+local HOLD_MS = 2000
 local HOLDS_SEEN_MAX = 1024
+local SEEN_AT_ONCE = 8
+local PARTITIONS_MAX = 65536
 
--- Whether a text is a score as hints have them: a number that a sorted set takes.
-local function is_score(text)
-  local value = #text < 25 and string.find(text, '^%-?%d+%.?%d*[eE]?%+?%d*$') and tonumber(text)
-  return value and value > -1e17 and value < 1e17
+-- Scores as hints have them, and partitions, of texts; false when they are none. They go to the store as numbers, which
+-- it takes whatever they are.
+local function hint_score(text)
+  local value = tonumber(text)
+  return value and value > -1e17 and value < 1e17 and value
+end
+
+local function hint_partition(text)
+  local value = is_integer(text)
+  return value and value < PARTITIONS_MAX and value
 end
 
 -- Put `count` tokens on a route's bell, and more if there are not `least` of them then: each wakes one of those who wait
--- for its work. Every hint that appears brings one, so there are never fewer tokens and woken waiters than hints; a
--- waiter that was woken for one route and takes from another gives its token back. Tokens only inform, so nothing here
--- fails a function that has written.
+-- for its work. There are never fewer tokens and woken waiters than hints; a waiter that was woken for one route and
+-- takes from another gives its token back. Tokens only inform, so nothing here fails a function that has written.
 local TOKENS_MAX = 1024
 local function ring(tag, hints, count, least)
   local bell = tag .. 'bell:' .. string.sub(hints, #tag + 3)
@@ -34,14 +43,14 @@ local function is_better(one, other)
   if one[4] ~= other[4] then
     return one[4] < other[4]
   end
-  return one[1] * 65536 + tonumber(one[2]) < other[1] * 65536 + tonumber(other[2])
+  return one[1] * PARTITIONS_MAX + tonumber(one[2]) < other[1] * PARTITIONS_MAX + tonumber(other[2])
 end
 
 -- Which of the first `count` routes a hold is for, by route.
-local function positions(rids, count)
+local function positions(tag, keys, count)
   local at_of = {}
   for at = 1, count do
-    at_of[rids[at]] = at
+    at_of[string.sub(keys[at], #tag + 3)] = at
   end
   return at_of
 end
@@ -58,61 +67,100 @@ local function put_back(held, dropped, keys, added)
   end
 end
 
--- Have the holds that ran out put back, because their holder is gone: adds to `dropped` and `added`.
-local function add_expired(held, now, rids, dropped, added)
-  local expired = redis.call('ZRANGE', held, '-inf', now, 'BYSCORE', 'LIMIT', 0, HOLDS_SEEN_MAX)
-  if #expired == 0 then
-    return
-  end
-  local at_of = positions(rids, #rids)
-  for _, member in ipairs(expired) do
-    local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+)$')
+-- Put back the holds of these keys that ran out, because their holder is gone; they are added to `added`, too.
+local function put_back_expired(tag, held, now, keys, added)
+  local members = redis.call('ZRANGE', held, 0, -1)
+  local at_of, earliest, expired, dropped, left = positions(tag, keys, #keys), now + HOLD_MS, {}, {}, 0
+  for _, member in ipairs(members) do
+    local rid, partition, score, held_until = string.match(member, '^(%S+) (%S+) (%S+) (%S+)$')
     local index = at_of[rid]
-    if index then
-      local scores = added[index] or {}
-      added[index] = scores
-      scores[#scores + 1] = score
-      scores[#scores + 1] = partition
+    if index and tonumber(held_until) <= now then
+      for _, lists in ipairs({ expired, added }) do
+        local scores = lists[index] or {}
+        lists[index] = scores
+        scores[#scores + 1] = score
+        scores[#scores + 1] = partition
+      end
       dropped[#dropped + 1] = member
+    elseif rid then
+      earliest = math.min(earliest, tonumber(held_until))
+      left = left + 1
     end
   end
+  local mark, noted = members[1], string.format('%.0f', earliest)
+  if mark and (left == 0 or mark ~= noted) then
+    if not string.find(mark, ' ', 1, true) then
+      dropped[#dropped + 1] = mark
+    end
+    if left > 0 then
+      redis.call('ZADD', held, '-inf', noted)
+    end
+  end
+  put_back(held, dropped, keys, expired)
 end
 
--- The best hints of the first `count` keys, `most` and the next best at least: first the best of each key, then more of
--- those that can have more. Also tells which of the keys have hints.
+-- Put back what ran out, if anything did. Answers the score of the best hold, or less when that is not known.
+local function best_held(tag, held, now, keys, added)
+  local best = redis.call('ZRANGE', held, 0, 1, 'WITHSCORES')
+  if not best[1] then
+    return math.huge
+  end
+  if best[2] == '-inf' then
+    local expires_at = tonumber(best[1])
+    if now < expires_at and expires_at <= now + HOLD_MS then
+      return tonumber(best[4] or 'inf')
+    end
+  end
+  put_back_expired(tag, held, now, keys, added)
+  return -math.huge
+end
+
+-- The best hints of the first `count` keys, `most` and the next best at least; and how many of each key were seen.
 local function best_hints(keys, count, most)
-  local found, has_some = {}, {}
+  local found, seen = {}, {}
   local function look(index, first, last)
-    local seen = redis.call('ZRANGE', keys[index], first, last, 'WITHSCORES')
-    for at = 1, #seen, 2 do
-      found[#found + 1] = { index, seen[at], seen[at + 1], tonumber(seen[at + 1]) }
-      has_some[index] = true
+    local entries = redis.call('ZRANGE', keys[index], first, last, 'WITHSCORES')
+    for at = 1, #entries, 2 do
+      found[#found + 1] = { index, entries[at], entries[at + 1], tonumber(entries[at + 1]) }
+    end
+    seen[index] = (seen[index] or 0) + #entries / 2
+  end
+  if count == 1 or (count - 1) * most <= SEEN_AT_ONCE then
+    for index = 1, count do
+      look(index, 0, most)
+    end
+  else
+    -- First the best of each key, then more of those that can have more.
+    for index = 1, count do
+      look(index, 0, 0)
+    end
+    table.sort(found, is_better)
+    for at = 1, math.min(most, #found) do
+      look(found[at][1], 1, most)
     end
   end
-  if count == 1 then
-    look(1, 0, most)
-    return found, has_some
+  if count > 1 then
+    table.sort(found, is_better)
   end
-  for index = 1, count do
-    look(index, 0, 0)
-  end
-  table.sort(found, is_better)
-  for at = 1, math.min(most, #found) do
-    look(found[at][1], 1, most)
-  end
-  table.sort(found, is_better)
-  return found, has_some
+  return found, seen
 end
 
--- The best hints of the first `count` routes that others hold, among the `most` oldest holds.
-local function shared_hints(held, rids, count, most)
-  local at_of, shared = positions(rids, count), {}
-  for _, member in ipairs(redis.call('ZRANGE', held, 0, most - 1)) do
-    local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+)$')
+-- Of the first `count` routes the hints that others hold, best first, among the `most` best holds that are better than
+-- `bound`.
+local function shared_hints(tag, held, keys, count, most, bound)
+  local at_of, shared = positions(tag, keys, count), {}
+  local last = string.format('(%.17g', bound)
+  for _, member in ipairs(redis.call('ZRANGE', held, '-inf', last, 'BYSCORE', 'LIMIT', 0, most)) do
+    local rid, partition, score = string.match(member, '^(%S+) (%S+) (%S+) %S+$')
     if at_of[rid] then
-      shared[#shared + 1] = { at_of[rid], partition, score, tonumber(score) }
+      shared[#shared + 1] = { at_of[rid], partition, score }
     end
   end
-  table.sort(shared, is_better)
   return shared
+end
+
+-- Add a hint to a reply.
+local function add_hint(reply, hint, is_shared)
+  local at = #reply
+  reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = hint[1], hint[2], hint[3], is_shared
 end

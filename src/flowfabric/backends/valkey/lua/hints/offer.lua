@@ -10,7 +10,7 @@ if #offers % 4 ~= 0 then
   return refuse('invalid_input', 'malformed call of a function: offers', 'field', 'offers')
 end
 for at = 1, #offers, 4 do
-  if not indexes[tonumber(offers[at])] or not is_integer(offers[at + 1]) or not is_score(offers[at + 2])
+  if not indexes[tonumber(offers[at])] or not hint_partition(offers[at + 1]) or not hint_score(offers[at + 2])
     or not is_integer(offers[at + 3]) then
     return refuse('invalid_input', 'malformed call of a function: offers', 'field', 'offers')
   end
@@ -20,8 +20,8 @@ for at = 1, #offers, 4 do
   local index = tonumber(offers[at])
   local list = scores[index] or {}
   scores[index] = list
-  list[#list + 1] = offers[at + 2]
-  list[#list + 1] = offers[at + 1]
+  list[#list + 1] = tonumber(offers[at + 2])
+  list[#list + 1] = tonumber(offers[at + 1])
   wakes[index] = (wakes[index] or 0) + tonumber(offers[at + 3])
 end
 for index, list in pairs(scores) do

@@ -3,15 +3,9 @@
 -- ARGV:
 -- Touches: bells of the routes (informing only)
 
-local indexes, rids = K.hintss, {}
-for at, key in ipairs(indexes) do
-  rids[at] = string.sub(key, #tag + 3)
-end
-local dropped, added = {}, {}
-add_expired(K.held, now, rids, dropped, added)
-put_back(K.held, dropped, indexes, added)
+best_held(tag, held, now, hintss, {})
 local reply = ok()
-for at, key in ipairs(indexes) do
+for at, key in ipairs(hintss) do
   local count = redis.call('ZCARD', key)
   if count > 0 then
     reply[#reply + 1] = at

@@ -6,7 +6,6 @@
 -- ARGV: most:int workers:int given:rest
 -- Refuses: invalid_input
 
-local HOLD_MS = 2000
 if #given % 2 ~= 0 or most > 1000 or workers > 10000 then
   return refuse('invalid_input', 'malformed call of a function: given', 'field', 'given')
 end
