@@ -320,10 +320,21 @@ def deliver(wakes: Iterable[Wake]) -> None:
 def hop(loop: asyncio.AbstractEventLoop, calls: list[Callable[[], None]]) -> None:
     """Run calls on a loop, in order; a loop that is closed has nobody left to tell."""
     try:
-        loop.call_soon_threadsafe(_run, calls)
+        if _is_running_here(loop):
+            # The loop is awake: waking it would be two calls of the system for nothing.
+            loop.call_soon(_run, calls)
+        else:
+            loop.call_soon_threadsafe(_run, calls)
     except RuntimeError:
         if not loop.is_closed():
             raise
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _run(calls: list[Callable[[], None]]) -> None:

@@ -5,8 +5,8 @@ exclusively, claims there, and gives them back with the new heads; an operation 
 index offers its score before it answers, and rings for whoever waits. `{w}:due` holds each partition's earliest timer.
 All of it is advice: what is eligible or due is decided in the partition. What must stay true: as long as an index has
 entries its hint exists, or is held by a claimer that gives it back (after two seconds, whoever holds it); and every
-timer has a hint that is not later. What the store did not take is offered again as long as this process lives; a crash
-in between loses a hint, which the sweep puts back.
+timer has a hint that is not later, or is so far ahead that a sweep finds it about in time. What the store did not take
+is offered again as long as this process lives; a crash in between loses a hint, which the sweep puts back.
 """
 
 from __future__ import annotations

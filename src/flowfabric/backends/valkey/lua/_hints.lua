@@ -87,7 +87,7 @@ local function put_back_expired(tag, held, now, keys, added)
       left = left + 1
     end
   end
-  local mark, noted = members[1], string.format('%.0f', earliest)
+  local mark, noted = members[1], string.format('%d', earliest)
   if mark and (left == 0 or mark ~= noted) then
     if not string.find(mark, ' ', 1, true) then
       dropped[#dropped + 1] = mark
@@ -115,13 +115,14 @@ local function best_held(tag, held, now, keys, added)
   return -math.huge
 end
 
--- The best hints of the first `count` keys, `most` and the next best at least; and how many of each key were seen.
+-- The best hints of the first `count` keys, `most` and the next best at least; and how many of each key were seen. A
+-- single key needs no order, so its scores remain texts.
 local function best_hints(keys, count, most)
   local found, seen = {}, {}
   local function look(index, first, last)
     local entries = redis.call('ZRANGE', keys[index], first, last, 'WITHSCORES')
     for at = 1, #entries, 2 do
-      found[#found + 1] = { index, entries[at], entries[at + 1], tonumber(entries[at + 1]) }
+      found[#found + 1] = { index, entries[at], entries[at + 1], count > 1 and tonumber(entries[at + 1]) }
     end
     seen[index] = (seen[index] or 0) + #entries / 2
   end

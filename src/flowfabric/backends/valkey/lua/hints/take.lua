@@ -55,8 +55,8 @@ if takes then
   found, seen = best_hints(indexes, wanted, most)
   count = math.min(most, #found)
   if count > 0 then
-    local worst = found[count][4] - SLACK_MS
-    held_until = string.format('%.0f', now + HOLD_MS)
+    local worst = tonumber(found[count][3]) - SLACK_MS
+    held_until = string.format('%d', now + HOLD_MS)
     if best < worst then
       shared = shared_hints(tag, held, indexes, wanted, BETTER_SEEN_MAX, worst)
     end
