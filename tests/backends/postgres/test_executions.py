@@ -187,6 +187,17 @@ async def test_both_ways_of_completing_leave_the_same(world: World, raw: Any) ->
     assert events[0] == events[1]
 
 
+async def test_completing_makes_up_for_a_lost_entry(world: World, raw: Any) -> None:
+    """An execution whose entry in the agenda has gone gets one when it ends, or retention would never see it."""
+    held = await leases(world, 2)
+    await raw.execute("DELETE FROM ff.agenda WHERE id = $1", held[0].execution_id[-36:])
+    await complete_all(raw, [completing(lease) for lease in held])
+    entries = await raw.fetch("SELECT due_at_ms, due_kind, holder FROM ff.agenda")
+    assert len(entries) == 2
+    assert entries[0] == entries[1]
+    assert entries[0]["due_kind"] == "retention"
+
+
 async def test_one_execution_twice_in_a_statement(world: World, raw: Any) -> None:
     """A statement that names an execution twice carries out one command; the other is its repetition."""
     (lease,) = await leases(world, 1)

@@ -64,12 +64,26 @@ BEGIN
 END
 $$;
 
--- Something is due at this instant (null: nothing). Processes with timers look at the earliest one every 5 s, so that
--- only what is due sooner is announced, with room for the time until the commit.
+-- Several executions changed.
+CREATE FUNCTION ff._announce_changes(p_ids uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM ff._notify('x ' || u.id) FROM unnest(p_ids) AS u (id) WHERE ff._is_heard('change', ff._change_bucket(u.id));
+END
+$$;
+
+-- Whether something due at this instant (null: nothing) is to be announced. Processes with timers look at the earliest one
+-- every 5 s, so that only what is due sooner is, with room for the time until the commit.
+CREATE FUNCTION ff._is_soon(p_at_ms bigint) RETURNS boolean
+LANGUAGE sql VOLATILE AS $$
+    SELECT p_at_ms <= ff.now_ms() + 7000
+$$;
+
+-- Something is due at this instant (null: nothing).
 CREATE FUNCTION ff._announce_due(p_at_ms bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    IF p_at_ms <= ff.now_ms() + 7000 AND ff._is_heard('due', 0) THEN
+    IF ff._is_soon(p_at_ms) AND ff._is_heard('due', 0) THEN
         PERFORM ff._notify('d ' || p_at_ms);
     END IF;
 END

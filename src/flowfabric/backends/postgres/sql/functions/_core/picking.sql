@@ -6,18 +6,19 @@
 -- `are_new`: there is nothing to do but to start a first attempt. `sizes` are those of the inputs, 0 unless they count.
 CREATE FUNCTION ff._pick(
     p_routes integer[], p_most integer, p_look integer, p_now bigint, p_is_measured boolean,
-    OUT entries tid[], OUT places tid[], OUT seqs bigint[], OUT instants bigint[], OUT are_ready boolean[],
-    OUT are_new boolean[], OUT sizes bigint[]
+    OUT entries tid[], OUT places tid[], OUT seqs bigint[], OUT ids uuid[], OUT instants bigint[],
+    OUT are_ready boolean[], OUT are_new boolean[], OUT timeouts bigint[], OUT sizes bigint[]
 )
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 BEGIN
-    SELECT array_agg(h.entry), array_agg(h.place), array_agg(h.seq), array_agg(h.instant), array_agg(h.is_ready),
-            array_agg(h.is_new AND (h.deadline_at_ms > h.instant) IS NOT FALSE), array_agg(h.size)
-        INTO entries, places, seqs, instants, are_ready, are_new, sizes
+    SELECT array_agg(h.entry), array_agg(h.place), array_agg(h.seq), array_agg(h.id), array_agg(h.instant),
+            array_agg(h.is_ready), array_agg(h.is_new AND (h.deadline_at_ms > h.instant) IS NOT FALSE),
+            array_agg(h.attempt_timeout_ms), array_agg(h.size)
+        INTO entries, places, seqs, ids, instants, are_ready, are_new, timeouts, sizes
         FROM (
             SELECT
-                b.entry, e.place, b.seq, e.instant, e.is_ready, e.is_new, e.deadline_at_ms,
+                b.entry, e.place, b.seq, e.id, e.instant, e.is_ready, e.is_new, e.deadline_at_ms, e.attempt_timeout_ms,
                 CASE WHEN p_is_measured
                     THEN (SELECT octet_length(d.input) FROM ff.definition d WHERE d.seq = b.seq) ELSE 0 END AS size
             FROM (
@@ -45,9 +46,9 @@ BEGIN
             CROSS JOIN LATERAL (SELECT FROM ff.ready y WHERE y.ctid = b.entry FOR UPDATE SKIP LOCKED) l
             CROSS JOIN LATERAL (
                 SELECT
-                    e.ctid AS place, greatest(p_now, e.last_mutation_at_ms) AS instant, ff._ready(e) AS is_ready,
+                    e.ctid AS place, e.id, greatest(p_now, e.last_mutation_at_ms) AS instant, ff._ready(e) AS is_ready,
                     e.attempt_id IS NULL AND e.stream_due_at_ms IS NULL AND e.history_count < @HISTORY_KEPT@ AS is_new,
-                    e.deadline_at_ms
+                    e.deadline_at_ms, e.attempt_timeout_ms
                 FROM ff.execution e
                 WHERE e.seq = b.seq
                 FOR UPDATE SKIP LOCKED
@@ -107,13 +108,8 @@ CREATE FUNCTION ff._start_attempts(
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
-    v_ids uuid[];
-    v_due_at bigint;
     v_started integer;
 BEGIN
-    SELECT array_agg(e.id), min(g.instant + least(p_ttls[g.at], e.attempt_timeout_ms)) INTO v_ids, v_due_at
-        FROM unnest(p_ats, p_places, p_instants) AS g (at, place, instant)
-        JOIN ff.execution e ON e.ctid = g.place;
     RETURN QUERY
         WITH taken AS (
             UPDATE ff.execution e SET
@@ -182,8 +178,5 @@ BEGIN
     IF v_started <> cardinality(p_ats) THEN
         RAISE EXCEPTION 'of % executions % could be leased', cardinality(p_ats), v_started;
     END IF;
-    PERFORM ff._announce_due(v_due_at);
-    -- Who follows a run waits for the marker of its attempt.
-    PERFORM ff._announce_change(u.id) FROM unnest(v_ids) AS u (id);
 END
 $$;

@@ -15,16 +15,14 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := ff.now_ms();
-    v_done integer[] := '{}';
+    v_done integer[];
+    v_instants bigint[];
+    v_ids uuid[];
     v_overlong bigint[];
-    v_seq bigint;
-    v_id uuid;
-    v_count integer;
-    v_due_at bigint;
     v_next_due bigint;
+    v_timed integer;
     i integer;
 BEGIN
-    FOR at, completed_at_ms, v_id, v_seq, v_count, v_due_at IN
     WITH ended AS (
         UPDATE ff.execution e SET
             vector = ff.ended_vector('success', 'attempt_terminal'),
@@ -57,7 +55,7 @@ BEGIN
             AND e.lease_epoch = g.epoch AND e.attempt_id = g.attempt_id
             AND e.lane = coalesce(g.lane, e.lane) AND e.route = coalesce(g.route, e.route)
             AND e.expires_at_ms > greatest(v_now, e.last_mutation_at_ms)
-        RETURNING g.at, g.lease_id, g.actor, e.seq, e.id, e.history_count, e.lease_epoch, e.attempt_id,
+        RETURNING g.at::integer, g.lease_id, g.actor, e.seq, e.id, e.history_count, e.lease_epoch, e.attempt_id,
             e.attempt_index, e.worker_instance, e.completed_at_ms,
             least(e.frames_trim_at_ms, e.retention_due_at_ms, e.stream_due_at_ms) AS due_at_ms
     ), told AS (
@@ -70,26 +68,34 @@ BEGIN
         INSERT INTO ff.result (seq, content_type, data)
             SELECT t.seq, p_types[t.at], p_results[t.at] FROM ended t WHERE p_types[t.at] IS NOT NULL
     ), due AS (
-        INSERT INTO ff.agenda (seq, due_at_ms, due_kind, id)
-            SELECT t.seq, t.due_at_ms, 'retention', t.id FROM ended t
-            ON CONFLICT (seq) DO UPDATE SET due_at_ms = excluded.due_at_ms, due_kind = excluded.due_kind,
-                holder = NULL, claim_id = NULL, lost_at_ms = NULL
+        UPDATE ff.agenda a SET due_at_ms = t.due_at_ms, due_kind = 'retention', holder = NULL, claim_id = NULL,
+                lost_at_ms = NULL
+            FROM ended t WHERE a.seq = t.seq
+            RETURNING a.seq
     )
-    SELECT t.at::integer, t.completed_at_ms, t.id, t.seq, t.history_count, t.due_at_ms FROM ended t
-    LOOP
-        v_done := v_done || at;
-        v_next_due := least(v_next_due, v_due_at);
-        IF v_count > @HISTORY_KEPT@ THEN
-            v_overlong := v_overlong || v_seq;
-        END IF;
-        PERFORM ff._announce_change(v_id);
-        RETURN NEXT;
-    END LOOP;
+    SELECT coalesce(array_agg(t.at), '{}'), array_agg(t.completed_at_ms), array_agg(t.id), min(t.due_at_ms),
+            array_agg(t.seq) FILTER (WHERE t.history_count > @HISTORY_KEPT@), (SELECT count(*) FROM due)
+        INTO v_done, v_instants, v_ids, v_next_due, v_overlong, v_timed
+        FROM ended t;
+    IF cardinality(v_done) > 0 THEN
+        RETURN QUERY SELECT u.at, NULL::text, NULL::text, NULL::jsonb, u.instant
+            FROM unnest(v_done, v_instants) AS u (at, instant);
+        PERFORM ff._announce_changes(v_ids);
+    END IF;
+    IF v_timed < cardinality(v_done) THEN
+        -- Who is leased has an entry, unless something has damaged the store: then it gets one now.
+        INSERT INTO ff.agenda (seq, due_at_ms, due_kind, id)
+            SELECT e.seq, least(e.frames_trim_at_ms, e.retention_due_at_ms, e.stream_due_at_ms), 'retention', e.id
+                FROM ff.execution e WHERE e.id = ANY (v_ids)
+            ON CONFLICT DO NOTHING;
+    END IF;
     IF v_overlong IS NOT NULL THEN
         DELETE FROM ff.event v USING unnest(v_overlong) AS u (seq), ff.execution e
             WHERE e.seq = u.seq AND v.seq = u.seq AND v.n = e.history_count - @HISTORY_KEPT@;
     END IF;
-    PERFORM ff._announce_due(v_next_due);
+    IF ff._is_soon(v_next_due) THEN
+        PERFORM ff._announce_due(v_next_due);
+    END IF;
     IF cardinality(v_done) = cardinality(p_ids) THEN
         RETURN;
     END IF;

@@ -59,14 +59,19 @@ DECLARE
     v_newest integer := coalesce((SELECT max(r.revision) FROM ff.route r), 0);
     v_left integer[] := p_most;
     v_is_named boolean := false;
-    v_group record;
+    v_members integer[];
     v_done record;
     v_new_ats integer[] := '{}';
+    v_new_ids uuid[] := '{}';
     v_new_places tid[] := '{}';
     v_new_instants bigint[] := '{}';
+    v_due_at bigint;
     v_shown_ats integer[] := '{}';
     v_shown_seqs bigint[] := '{}';
 BEGIN
+    IF (0 < ALL (p_most)) IS NOT TRUE THEN
+        v_left := ARRAY(SELECT greatest(c.most, 0) FROM unnest(p_most) WITH ORDINALITY AS c (most, at) ORDER BY c.at);
+    END IF;
     FOR i IN 1 .. cardinality(p_most) LOOP
         IF p_known[i] < v_newest THEN
             code := 'stale_catalog';
@@ -91,25 +96,24 @@ BEGIN
         END LOOP;
         seq := NULL;
     END IF;
-    FOR v_group IN
-        SELECT c.routes::integer[] AS routes, array_agg(c.at::integer ORDER BY c.at) AS members
-        FROM unnest(p_routes, v_left) WITH ORDINALITY AS c (routes, wanted, at)
-        WHERE c.wanted > 0 AND c.routes <> '{}'
-        GROUP BY c.routes
-        ORDER BY min(c.at)
-    LOOP
-        v_done := ff._claim_group(v_now, v_group.routes, v_group.members, p_worker_ids, p_worker_instances, p_ttls,
+    FOR i IN 1 .. cardinality(p_most) LOOP
+        -- The first one of those that look at the same routes looks for all of them.
+        CONTINUE WHEN p_routes[i] = '{}' OR array_position(p_routes, p_routes[i]) < i;
+        v_members := array_positions(p_routes, p_routes[i]);
+        v_done := ff._claim_group(v_now, p_routes[i]::integer[], v_members, p_worker_ids, p_worker_instances, p_ttls,
             p_claim_ids, v_left);
         v_left := v_done.wanted;
+        v_due_at := least(v_due_at, v_done.due_at);
         v_new_ats := v_new_ats || v_done.new_ats;
+        v_new_ids := v_new_ids || v_done.new_ids;
         v_new_places := v_new_places || v_done.new_places;
         v_new_instants := v_new_instants || v_done.new_instants;
         v_shown_ats := v_shown_ats || v_done.old_ats;
         v_shown_seqs := v_shown_seqs || v_done.old_seqs;
         CONTINUE WHEN NOT v_done.is_rest;
         code := 'contended';
-        FOREACH at IN ARRAY v_group.members LOOP
-            IF v_left[at] = p_most[at] THEN
+        FOREACH at IN ARRAY v_members LOOP
+            IF v_left[at] > 0 AND v_left[at] = p_most[at] THEN
                 RETURN NEXT;
             END IF;
         END LOOP;
@@ -118,6 +122,11 @@ BEGIN
     IF cardinality(v_new_ats) > 0 THEN
         RETURN QUERY SELECT * FROM ff._start_attempts(v_new_ats, v_new_places, v_new_instants, p_worker_ids,
             p_worker_instances, p_ttls, p_claim_ids);
+        -- Who follows a run waits for the marker of its attempt.
+        PERFORM ff._announce_changes(v_new_ids);
+        IF ff._is_soon(v_due_at) THEN
+            PERFORM ff._announce_due(v_due_at);
+        END IF;
     END IF;
     IF cardinality(v_shown_ats) > 0 THEN
         RETURN QUERY
@@ -156,13 +165,13 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Pick from these routes for claims that share a look, and deal out what is found; `wanted` is by claim. What is leased
--- for the first time is left to `_start_attempts`, what has a history is leased, or ended, at once. `is_rest`: something
--- is left that could be claimed, if others did not hold it.
+-- for the first time is left to `_start_attempts`, what has a history is leased, or ended, at once. `due_at`: when the
+-- first of the new ones times out. `is_rest`: something is left that could be claimed, if others did not hold it.
 CREATE FUNCTION ff._claim_group(
     p_now bigint, p_routes integer[], p_members integer[], p_worker_ids text[], p_worker_instances text[],
     p_ttls bigint[], p_claim_ids uuid[],
     INOUT wanted integer[],
-    OUT new_ats integer[], OUT new_places tid[], OUT new_instants bigint[],
+    OUT new_ats integer[], OUT new_ids uuid[], OUT new_places tid[], OUT new_instants bigint[], OUT due_at bigint,
     OUT old_ats integer[], OUT old_seqs bigint[],
     OUT is_rest boolean
 )
@@ -170,13 +179,7 @@ LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     routes integer[];
-    entries tid[];
-    places tid[];
-    seqs bigint[];
-    instants bigint[];
-    are_ready boolean[];
-    are_new boolean[];
-    sizes bigint[];
+    picked record;
     gone tid[];
     filled bigint[] := array_fill(0::bigint, ARRAY[cardinality(wanted)]);
     is_measured boolean := false;
@@ -187,6 +190,7 @@ DECLARE
 BEGIN
     is_rest := false;
     new_ats := '{}';
+    new_ids := '{}';
     new_places := '{}';
     new_instants := '{}';
     old_ats := '{}';
@@ -211,13 +215,11 @@ BEGIN
         EXIT WHEN most = 0;
         most := least(most, @CREATE_MANY_MAX@);
         look := greatest(look, 2 * most + 32);
-        SELECT p.entries, p.places, p.seqs, p.instants, p.are_ready, p.are_new, p.sizes
-            INTO entries, places, seqs, instants, are_ready, are_new, sizes
-            FROM ff._pick(routes, most, look, p_now, is_measured) p;
+        picked := ff._pick(routes, most, look, p_now, is_measured);
         gone := '{}';
-        FOR i IN 1 .. coalesce(cardinality(seqs), 0) LOOP
-            IF NOT are_ready[i] THEN
-                gone := gone || entries[i];
+        FOR i IN 1 .. coalesce(cardinality(picked.seqs), 0) LOOP
+            IF NOT picked.are_ready[i] THEN
+                gone := gone || picked.entries[i];
                 CONTINUE;
             END IF;
             WHILE wanted[p_members[turn]] = 0 LOOP
@@ -225,26 +227,28 @@ BEGIN
             END LOOP;
             EXIT WHEN turn > cardinality(p_members);
             m := p_members[turn];
-            IF are_new[i] THEN
-                gone := gone || entries[i];
+            IF picked.are_new[i] THEN
+                gone := gone || picked.entries[i];
                 new_ats := new_ats || m;
-                new_places := new_places || places[i];
-                new_instants := new_instants || instants[i];
-            ELSIF ff._take_or_end(seqs[i], instants[i], p_worker_ids[m], p_worker_instances[m], p_ttls[m],
+                new_ids := new_ids || picked.ids[i];
+                new_places := new_places || picked.places[i];
+                new_instants := new_instants || picked.instants[i];
+                due_at := least(due_at, picked.instants[i] + least(p_ttls[m], picked.timeouts[i]));
+            ELSIF ff._take_or_end(picked.seqs[i], picked.instants[i], p_worker_ids[m], p_worker_instances[m], p_ttls[m],
                 p_claim_ids[m])
             THEN
                 old_ats := old_ats || m;
-                old_seqs := old_seqs || seqs[i];
+                old_seqs := old_seqs || picked.seqs[i];
             ELSE
                 CONTINUE;
             END IF;
-            filled[m] := filled[m] + sizes[i];
+            filled[m] := filled[m] + picked.sizes[i];
             wanted[m] := CASE WHEN filled[m] >= @BODY_BATCH_MAX@ THEN 0 ELSE wanted[m] - 1 END;
         END LOOP;
         IF cardinality(gone) > 0 THEN
             DELETE FROM ff.ready y WHERE y.ctid = ANY (gone);
         END IF;
-        IF coalesce(cardinality(seqs), 0) < most THEN
+        IF coalesce(cardinality(picked.seqs), 0) < most THEN
             EXIT WHEN cardinality(routes) = 1 OR ff._is_all(routes, look);
             -- Others hold some of the best: what comes after them was not looked at.
             look := 4 * look;
