@@ -15,7 +15,8 @@ from flowfabric.contract.ids import ExecutionId, Kind, WorkerId, WorkerInstance
 from flowfabric.contract.lease import LeaseClaimGranted, LeaseGrant, LeaseTaken
 from flowfabric.contract.payloads import Payload
 from tests.backends.valkey.stored import Keys
-from tests.backends.valkey.work import claim, complete, create, create_many, opened, store_of
+from tests.backends.valkey.work import opened, store_of
+from tests.backends.working import claim, complete, create, create_many
 
 OWN = ("form", "attempt_id", "lease_id")
 """What differs between two executions that went through the same."""
