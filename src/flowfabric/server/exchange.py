@@ -100,7 +100,7 @@ class Exchange:
     )
 
     def __init__(self, connection: Connection, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
-        self._connection: Connection | None = connection
+        self._connection: Connection = connection
         self.scope: Scope | None = scope
         """The request, until the application has it."""
         self.task: asyncio.Task[None] | None = None
@@ -132,7 +132,7 @@ class Exchange:
         """Take part of the request's body."""
         self._body.append(body)
         self._body_bytes += len(body)
-        if self._body_bytes > HIGH_WATER_LIMIT and self._connection is not None:
+        if self._body_bytes > HIGH_WATER_LIMIT:
             self._connection.flow.pause_reading()
         self.tell()
 
@@ -158,7 +158,6 @@ class Exchange:
     async def receive(self) -> Message:
         """Return the next part of the request's body, then that the client has gone, when it has."""
         connection = self._connection
-        assert connection is not None, "an exchange belongs to a connection"
         if self.waiting_for_100_continue and not connection.outlet.is_closing():
             connection.outlet.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
@@ -190,7 +189,6 @@ class Exchange:
     ) -> None:
         """Send a whole answer. `trusted`: further headers, written already. `head`: say the length, send no body."""
         connection = self._connection
-        assert connection is not None, "an exchange belongs to a connection"
         if connection.flow.write_paused and not self.disconnected:
             await connection.flow.drain()
         if self.disconnected:
@@ -228,7 +226,6 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Send the start of an answer, or a part of its body; without a length it goes in chunks."""
         connection = self._connection
-        assert connection is not None, "an exchange belongs to a connection"
         if connection.flow.write_paused and not self.disconnected:
             await connection.flow.drain()
         if self.disconnected:
@@ -292,7 +289,6 @@ class Exchange:
     async def _give_up(self) -> None:
         """Say that the server failed, or end the connection in the middle of the answer."""
         connection = self._connection
-        assert connection is not None, "an exchange belongs to a connection"
         if self.response_complete or self.disconnected:
             return
         if self.response_started:
