@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from flowfabric.backends import reply
 from flowfabric.backends.claiming import Claiming
-from flowfabric.backends.valkey.claim import Claims
-from flowfabric.backends.valkey.hints import Hints
+from flowfabric.backends.valkey.claim import SHARED_AT_ONCE, Claims
+from flowfabric.backends.valkey.hints import Hint, Hints
 from flowfabric.backends.valkey.lost import list_expired
 from flowfabric.backends.valkey.record import Packed, Static, event_of, unpack
 from flowfabric.backends.valkey.routing import Routes, keys_of
@@ -19,7 +19,7 @@ from flowfabric.backends.valkey.store import CLOSED, Store
 from flowfabric.backends.valkey.wakes import Wakes
 from flowfabric.backends.valkey.worker import ValkeyWorkers
 from flowfabric.contract import ids, limits
-from flowfabric.contract.errors import ExecutionNotFound, Refused
+from flowfabric.contract.errors import ExecutionNotFound, LaneNotAccepting, Refused
 from flowfabric.contract.ids import ExecutionId, Lane, LeaseId, execution_uuid
 from flowfabric.contract.lease import (
     ExpiredLeasePage,
@@ -123,47 +123,49 @@ class ValkeyLeases:
 
     async def _grant_best(self, command: LeaseGrant) -> LeaseGranted | NothingToGrant:
         """Grant the best eligible execution that this worker may run."""
-        refused: set[str] = set()
-        looked_at = 0
-        while looked_at < GRANT_LOOKED_AT_MAX:
-            rids = tuple(route.rid for route in self._catalog.fitting(command) if route.rid not in refused)
-            taken = await self._hints.take(rids, 1) if rids else None
-            if taken is None or not taken.hints:
-                if refused or not await self._catalog.catch_up():
-                    break
-                continue
-            hint, *_ = taken.hints
-            partition = self._partitions.all[hint.partition]
-            index = partition.eligible(hint.rid)
-            (entries,) = await self._calls.read(partition, [("ZRANGE", index, "0", GRANT_AT_ONCE - 1)])
-            granted: LeaseGranted | None = None
-            for uuid in entries:
-                looked_at += 1
-                granted = await self._try_grant(
-                    command, ExecutionId(f"{partition.tag}{uuid.decode()}"), hint.rid
-                )
-                if granted is not None:
-                    break
-            head, depth = await self._calls.read(
-                partition, [("ZRANGE", index, "0", "0", "WITHSCORES"), ("ZCARD", index)]
-            )
-            self._hints.give_back(hint, int(head[0][1]) if head else None, depth)
-            if granted is not None:
-                return granted
-            if entries:
-                refused.add(hint.rid)
-            looked_at += 1
-        return NothingToGrant()
+        stopped: set[str] = set()
+        seen: set[tuple[str, int]] = set()
+        granted: LeaseGranted | None = None
+        while granted is None and len(seen) < GRANT_LOOKED_AT_MAX:
+            rids = tuple(route.rid for route in self._catalog.fitting(command) if route.rid not in stopped)
+            taken = await self._hints.take(rids, SHARED_AT_ONCE if seen else 1) if rids else None
+            hints = taken.hints if taken is not None else []
+            before = len(seen)
+            for hint in hints:
+                place = (hint.rid, hint.partition)
+                if granted is not None or place in seen or hint.rid in stopped:
+                    if not hint.is_shared:
+                        self._hints.give_back(hint, int(float(hint.score)), 1)
+                    continue
+                seen.add(place)
+                granted = await self._grant_from(command, hint, stopped)
+            if len(seen) == before and (stopped or not await self._catalog.catch_up()):
+                break
+        return granted or NothingToGrant()
 
-    async def _try_grant(
-        self, command: LeaseGrant, execution_id: ExecutionId, rid: str
-    ) -> LeaseGranted | None:
-        try:
-            granted = await self._grant(command, execution_id, rid, [])
-        except Refused:
-            # Somebody else was faster, or the lane was stopped.
-            return None
-        return granted if isinstance(granted, LeaseGranted) else None
+    async def _grant_from(self, command: LeaseGrant, hint: Hint, stopped: set[str]) -> LeaseGranted | None:
+        """Grant the best of one index that can be granted, and give its hint back; adds to `stopped`."""
+        partition = self._partitions.all[hint.partition]
+        index = partition.eligible(hint.rid)
+        (entries,) = await self._calls.read(partition, [("ZRANGE", index, "0", GRANT_AT_ONCE - 1)])
+        granted: LeaseGranted | None = None
+        for uuid in entries:
+            execution_id = ExecutionId(f"{partition.tag}{uuid.decode()}")
+            try:
+                found = await self._grant(command, execution_id, hint.rid, [])
+            except LaneNotAccepting:
+                stopped.add(hint.rid)
+                break
+            except Refused:
+                continue  # somebody else was faster, or it is not for this purpose
+            if isinstance(found, LeaseGranted):
+                granted = found
+                break
+        head, depth = await self._calls.read(
+            partition, [("ZRANGE", index, "0", "0", "WITHSCORES"), ("ZCARD", index)]
+        )
+        self._hints.give_back(hint, int(head[0][1]) if head else None, depth)
+        return granted
 
     async def claim_granted(self, command: LeaseClaimGranted) -> LeaseTaken | ReclaimCapExceeded:
         """Use a grant."""
