@@ -66,6 +66,24 @@ async def test_never_more_than_the_bound(connections: Pool, node: Node) -> None:
     assert connections.open_count == SIZE == len(node.backends(application=pool.APPLICATION))
 
 
+async def test_what_nobody_needs_is_closed(
+    connections: Pool, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that were needed together and no longer are make room for others, but for the one used last."""
+    monkeypatch.setattr(pool, "IDLE_S", 0.05)
+    lent = [await connections.acquire(soon()) for _ in range(SIZE)]
+    connections.release(lent[0])
+    await until(lambda: connections.open_count == SIZE - 1, "closed")
+    for link in lent[1:]:
+        connections.release(link)
+    await until(lambda: len(node.backends(application=pool.APPLICATION)) == 1, "closed")
+    kept = await connections.acquire(soon())
+    assert kept is lent[-1]
+    connections.release(kept)
+    await asyncio.gather(*(connections.acquire(soon()) for _ in range(SIZE)))
+    assert connections.open_count == SIZE
+
+
 async def test_nothing_free(connections: Pool) -> None:
     """Who finds every connection lent is told so when the time is up, and takes nobody's turn afterwards."""
     lent = [await connections.acquire(soon()) for _ in range(SIZE)]

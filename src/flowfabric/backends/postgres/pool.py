@@ -125,11 +125,16 @@ async def open_connection(
     return connection
 
 
+IDLE_S: Final = 10.0
+"""After how long a connection that nobody needed is closed, but for one: other processes may want its place."""
+
+
 class Link:
     """One connection of a pool and the statements prepared on it."""
 
     def __init__(self, raw: Connection, *, is_pooled: bool) -> None:
         self.raw: Final = raw
+        self.idle_since = 0.0
         self._is_pooled = is_pooled
         self._prepared: Final[dict[str, Statement]] = {}
         self._names: Final = itertools.count(1)
@@ -169,6 +174,7 @@ class Pool:
         self._open = 0
         self._settling: Final[set[asyncio.Task[None]]] = set()
         self._links: Final[set[Link]] = set()
+        self._closing_idle: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
@@ -219,6 +225,8 @@ class Pool:
     async def close(self) -> None:
         """Close every connection; whoever waits for one is told."""
         self._closed = True
+        if self._closing_idle is not None:
+            self._closing_idle.cancel()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
@@ -240,7 +248,28 @@ class Pool:
             if not waiter.done():
                 waiter.set_result(link)
                 return
+        link.idle_since = time.monotonic()
         self._free.append(link)
+        if self._closing_idle is None and self._open > 1:
+            self._close_idle_in(IDLE_S)
+
+    def _close_idle_in(self, wait_s: float) -> None:
+        self._closing_idle = asyncio.get_running_loop().call_later(wait_s, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close what has not been needed for a while, which comes first: what was used last is lent first."""
+        self._closing_idle = None
+        until = time.monotonic() - IDLE_S
+        kept = self._open - 1
+        while self._free and kept > 0 and self._free[0].idle_since <= until:
+            kept -= 1
+            self._spawn(self._retire(self._free.pop(0)))
+        if self._free and kept > 0:
+            self._close_idle_in(max(self._free[0].idle_since - until, IDLE_S / 10))
+
+    async def _retire(self, link: Link) -> None:
+        await _close(link)
+        self._forget(link)
 
     def _forget(self, link: Link) -> None:
         if link in self._links:
