@@ -31,9 +31,11 @@ from flowfabric.contract.states import BlockingReason, FailureClass, LaneState
 from tests.backends.filling import Filling, Made
 from tests.backends.valkey.conftest import FEW
 from tests.backends.valkey.wire.servers import Cluster, Server
+from tests.valkey.servers import server_version
 
-VECTORS: Final = 10_000
 CLUSTER_VECTORS: Final = 500
+VECTORS: Final = 10_000 if server_version() >= (9, 0, 0) else CLUSTER_VECTORS
+"""For each function on a single server; an older one than the newest is only looked at."""
 EPOCH: Final = 100
 """After so many vectors the store is put back as it was."""
 UNBORN: Final = 8
