@@ -156,8 +156,8 @@ async def test_one_execution_wakes_one_and_the_others_go_on_waiting(world: World
     tasks = [await waiter(world, f"w{number}") for number in range(4)]
     created: list[str] = []
     for expected in range(1, 5):
-        created.append(await world.create())
         waiting = [task for task in tasks if not task.done()]
+        created.append(await world.create())
         await asyncio.wait(waiting, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         assert sum(task.done() for task in tasks) == expected
     assert sorted([(await served(task)).execution_id for task in tasks]) == sorted(created)
