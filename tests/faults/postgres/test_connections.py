@@ -173,7 +173,7 @@ async def test_no_connection_is_left(narrow: Node, impatient: None) -> None:
 async def test_more_connections_are_wanted_than_there_are(narrow: Node) -> None:
     """Processes whose pools could be larger than what the server takes share what there is, and go on."""
     async with loading(narrow.url, holders=4) as load:
-        await load.progress(8 * KILLS)
+        await load.progress(8 * KILLS, within_s=60)
         seen = await load.finish()
         await judge(load.backend, seen)
 

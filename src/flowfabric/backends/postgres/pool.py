@@ -125,7 +125,7 @@ async def open_connection(
     return connection
 
 
-IDLE_S: Final = 10.0
+IDLE_S: Final = 5.0
 """After how long a connection that nobody needed is closed, but for one: other processes may want its place."""
 
 
