@@ -195,25 +195,11 @@ class Exchange:
             return
         if self.response_started:
             raise RuntimeError("this request was answered before")
-        fixed = _written_before(headers)
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        says_close = b"connection" in fixed and _says_close(headers)
-        ending = b"\r\n" if says_close or self.keep_alive else b"connection: close\r\n\r\n"
-        if says_close:
-            self.keep_alive = False
-        if status in _BODILESS:
-            start = b"%b%b%b%b%b" % (STATUS_LINE[status], connection.common_headers(), fixed, trusted, ending)
+        is_bodiless = status in _BODILESS
+        more = trusted if is_bodiless else b"%bcontent-length: %d\r\n" % (trusted, len(body))
+        start = self._head(status, headers, _written_before(headers), more)
+        if is_bodiless:
             body = b""
-        else:
-            start = b"%b%b%b%bcontent-length: %d\r\n%b" % (
-                STATUS_LINE[status],
-                connection.common_headers(),
-                fixed,
-                trusted,
-                len(body),
-                ending,
-            )
         if head or self._is_head:
             connection.outlet.write(start)
         elif len(body) > BODY_APART_BYTES:
@@ -250,22 +236,24 @@ class Exchange:
 
     def _start(self, connection: Connection, status: int, headers: tuple[HeaderPair, ...]) -> None:
         fixed = written(headers)
-        self.response_started = True
-        self.waiting_for_100_continue = False
         length = next((value for name, value in headers if name.lower() == b"content-length"), None)
         more = b""
-        if _says_close(headers):
-            self.keep_alive = False
-        elif not self.keep_alive:
-            more = b"connection: close\r\n"
         if length is not None:
             self._left = 0 if self._is_head else int(length)
         elif not self._is_head and status not in _BODILESS:
             self._chunked = True
-            more += b"transfer-encoding: chunked\r\n"
-        connection.outlet.write(
-            b"%b%b%b%b\r\n" % (STATUS_LINE[status], connection.common_headers(), fixed, more)
-        )
+            more = b"transfer-encoding: chunked\r\n"
+        connection.outlet.write(self._head(status, headers, fixed, more))
+
+    def _head(self, status: int, headers: tuple[HeaderPair, ...], fixed: bytes, more: bytes) -> bytes:
+        """Begin the answer; return its head, of `headers` as `fixed` has them written, and `more` that are written."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        if b"connection" in fixed and _says_close(headers):
+            self.keep_alive = False
+        elif not self.keep_alive:
+            more += b"connection: close\r\n"
+        return b"%b%b%b%b\r\n" % (STATUS_LINE[status], self._connection.common_headers(), fixed, more)
 
     def _go_on(self, connection: Connection, body: bytes, *, more: bool) -> None:
         if self._is_head:

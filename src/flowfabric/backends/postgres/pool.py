@@ -30,6 +30,8 @@ PATIENCE_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 10.0
 SETTLE_S: Final = 5.0
 """How long a statement that was given up may take to end before its connection is dropped."""
+IDLE_S: Final = 5.0
+"""After how long a connection that nobody needed is closed, but for one: other processes may want its place."""
 STATEMENT_TIMEOUT_MS: Final = 30_000
 LOCK_TIMEOUT_MS: Final = 5_000
 """Below what a call may take, so that the server says that nothing was done before the caller gives up."""
@@ -123,10 +125,6 @@ async def open_connection(
     finally:
         watching.cancel()
     return connection
-
-
-IDLE_S: Final = 5.0
-"""After how long a connection that nobody needed is closed, but for one: other processes may want its place."""
 
 
 class Link:

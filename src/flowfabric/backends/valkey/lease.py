@@ -48,6 +48,7 @@ from flowfabric.contract.payloads import Fence
 from flowfabric.contract.states import GrantPurpose, PublicState
 
 GRANT_LOOKED_AT_MAX: Final = 256
+"""Indexes that are looked at for a grant."""
 GRANT_AT_ONCE: Final = 16
 """Entries of one index that are looked at for a grant."""
 
