@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from flowfabric.backends.clock import ManualClock
+from flowfabric.backends.postgres import wakes
 from flowfabric.backends.postgres.backend import PostgresBackend
 from tests.backends.postgres.work import opened
 from tests.postgres import session
@@ -34,6 +35,13 @@ def place(node: Node) -> str:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture
+def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks again by itself within a test: whoever wakes was woken."""
+    for name in ("LOOK_AGAIN_S", "LOOK_FOR_WORK_S", "POLL_CLAIMS_S", "POLL_CHANGES_S"):
+        monkeypatch.setattr(wakes, name, 600.0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from flowfabric.backends.postgres import timers, wakes
+from flowfabric.backends.postgres import timers
 from flowfabric.backends.postgres.backend import PostgresBackend
 from flowfabric.contract.ids import Lane
 from flowfabric.contract.lane import LaneSetState
@@ -18,10 +18,8 @@ from tests.backends.working import PATIENCE_S, WAIT_MS, claim, complete, create,
 
 
 @pytest.fixture(autouse=True)
-def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks again by itself within a test: whoever wakes was woken."""
-    for name in ("LOOK_AGAIN_S", "LOOK_FOR_WORK_S", "POLL_CLAIMS_S", "POLL_CHANGES_S"):
-        monkeypatch.setattr(wakes, name, 600.0)
+def timers_told_only(told_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines neither."""
     for name in ("LOOK_AGAIN_S", "POLL_S"):
         monkeypatch.setattr(timers, name, 600.0)
 

@@ -40,12 +40,7 @@ from tests.backends.working import (
 )
 from tests.postgres.servers import single_node
 
-
-@pytest.fixture(autouse=True)
-def told_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks again by itself within a test: whoever wakes was woken."""
-    for name in ("LOOK_AGAIN_S", "LOOK_FOR_WORK_S", "POLL_CLAIMS_S", "POLL_CHANGES_S"):
-        monkeypatch.setattr(wakes, name, 600.0)
+pytestmark = pytest.mark.usefixtures("told_only")
 
 
 # What wakes -------------------------------------------------------------------------------------------------------
